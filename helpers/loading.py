@@ -1,0 +1,267 @@
+"""Tokenizer, 4-bit base model with the proof that it is 4-bit, LoRA, adapters. Imports memory, profiles, errors.
+
+Falcon is the reason for most of this module: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing on transformers
+5.5 and later and says nothing either, see `quantizes_falcon`.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconConfig, FalconForCausalLM
+from transformers.integrations import bitsandbytes as bnb_integration
+from transformers.models.falcon import modeling_falcon
+
+from helpers import memory
+from helpers.errors import AdapterError, ModelError, NotQuantizedError
+from helpers.profiles import Profile
+
+# bitsandbytes looks for an optional inference kernel of another package and logs that it is not installed; nothing here uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def load_tokenizer(profile: Profile):
+    """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
+    try:
+        return AutoTokenizer.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no tokenizer found for {profile.model!r}: check the name, the folder and the network ({first_line(error)})"
+        ) from error
+
+
+def quantization_config(profile: Profile) -> BitsAndBytesConfig:
+    """NF4 with double quantization, computing in the profile's dtype (the library's default would be float32)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=profile.dtype
+    )
+
+
+def quantizes_falcon() -> bool:
+    """Whether the installed transformers swaps Falcon's linear layers for 4-bit ones by itself: tried on one layer, not looked up.
+
+    transformers 5.5 and later swap only modules whose class is exactly `nn.Linear`; Falcon's are `FalconLinear`, a subclass.
+    """
+    with torch.device("meta"):
+        probe = torch.nn.ModuleDict({"query_key_value": modeling_falcon.FalconLinear(64, 64, bias=False)})
+    warnings = logging.getLogger(bnb_integration.__name__)
+    level = warnings.level
+    warnings.setLevel(logging.ERROR)  # the probe may find nothing to swap; that is the answer, not a warning
+    try:
+        bnb_integration.replace_with_bnb_linear(probe, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    finally:
+        warnings.setLevel(level)
+    return isinstance(probe["query_key_value"], Linear4bit)
+
+
+@contextlib.contextmanager
+def falcon_made_of_plain_linear() -> Iterator[None]:
+    """While active, Falcon models are built with `nn.Linear`, which every version swaps. Nothing is touched where no repair is needed.
+
+    `FalconLinear` adds only its own spelling of x @ W.T, so the model computes the same.
+    """
+    if quantizes_falcon():
+        yield
+        return
+    original = modeling_falcon.FalconLinear
+    modeling_falcon.FalconLinear = torch.nn.Linear
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = original
+
+
+def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
+    """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
+
+    Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts.
+    """
+    check_is_falcon(profile)
+    before = transformers.logging.get_verbosity()
+    try:
+        with falcon_made_of_plain_linear():
+            model = FalconForCausalLM.from_pretrained(
+                profile.model_path, revision=profile.revision, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
+                quantization_config=quantization_config(profile), device_map={"": device or profile.device}, attn_implementation="sdpa",
+            )  # fmt: skip
+    except (SafetensorError, OSError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(before)
+    for module in four_bit_layers(model).values():
+        # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference, rounds the block scales to
+        # bfloat16, and from then on passes no gradient back through the layer, even in training. Keep the one format that trains.
+        module.support_avx512bf16_for_cpu = False
+    prove_4bit(model)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.eos_token_id
+    )
+    return model.eval()
+
+
+def check_is_falcon(profile: Profile) -> None:
+    """ModelError unless the profile names a Falcon that can be found."""
+    try:
+        config = AutoConfig.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no model found at {profile.model!r}: check the name, the folder and the network ({first_line(error)})"
+        ) from error
+    if not isinstance(config, FalconConfig):
+        raise ModelError(
+            f"{profile.model!r} is a {config.model_type!r} model and this series tunes Falcon models: choose a model of type 'falcon'"
+        )
+
+
+def four_bit_layers(model: torch.nn.Module) -> dict[str, Linear4bit]:
+    """All `Linear4bit` modules by name, also those inside LoRA layers."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+
+
+def stored_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a base model's weights, with the quantization constants (absmax codes, their absmax, the offset).
+
+    The two lookup tables (16 and 256 values, the same for every layer) are left out; `get_memory_footprint` leaves out all constants.
+    """
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.nbytes
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            total += state.absmax.nbytes
+            if state.nested:
+                total += state.state2.absmax.nbytes + state.offset.nbytes
+    return total
+
+
+@dataclass(frozen=True)
+class FourBitProof:
+    """What `prove_4bit` counted."""
+
+    linear4bit_modules: int
+    footprint_bytes: int
+    footprint_expected_bytes: int
+
+
+def prove_4bit(model: FalconForCausalLM) -> FourBitProof:
+    """Count 4-bit layers and bytes and hold both against the config; NotQuantizedError unless they agree (bytes within 0.5%)."""
+    config, layers = model.config, four_bit_layers(model)
+    expected_layers = 4 * config.num_hidden_layers
+    if len(layers) != expected_layers:
+        raise NotQuantizedError(
+            f"{len(layers)} of {expected_layers} linear layers are 4-bit: transformers {transformers.__version__} did not quantize this Falcon, load it with helpers.loading.load_base"
+        )
+    expected = memory.expected_footprint(config, rest_bytes=model.lm_head.weight.element_size())
+    found = stored_bytes(model)
+    if abs(found - expected) > 0.005 * expected:
+        raise NotQuantizedError(
+            f"the model takes {found:,} bytes where 4-bit weights predict {expected:,}: check quantization_config (NF4, double quantization)"
+        )
+    return FourBitProof(len(layers), found, expected)
+
+
+def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0) -> PeftModel:
+    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`."""
+    checkpointing = profile.activation_checkpointing
+    options = {"use_reentrant": False} if checkpointing else None
+    model = prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=options
+    )
+    model.config.use_cache = not checkpointing
+    transformers.set_seed(seed)
+    # The name and revision, not this machine's folder, are what an adapter file should say about its base.
+    model.name_or_path, model.config._name_or_path = profile.model, profile.model
+    config = LoraConfig(
+        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.target_modules), task_type="CAUSAL_LM", revision=profile.revision,
+    )  # fmt: skip
+    return get_peft_model(model, config)
+
+
+def trainable_parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def base_fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over every 4-bit layer's packed bytes and block scales: equal fingerprints mean that the base kept every bit."""
+    digest = hashlib.sha256()
+    for module in four_bit_layers(model).values():
+        for tensor in (module.weight.data, module.weight.quant_state.absmax):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(model: PeftModel, folder: str | Path) -> Path:
+    """Write the adapter (safetensors and config, no base weights) to `folder`: first beside it, then renamed, so never half a file."""
+    folder = Path(folder)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    return folder
+
+
+def load_adapter(base: FalconForCausalLM, folder: str | Path, profile: Profile) -> PeftModel:
+    """Put a saved adapter on `base`, ready to answer. Raises AdapterError if it is missing, damaged, pickled or of another base."""
+    check_adapter(folder, profile, base.config)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} does not fit {profile.model!r}: train it again on this base ({first_line(error)})"
+        ) from error
+    return model.eval()
+
+
+def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) -> None:
+    """AdapterError unless `folder` holds a sound safetensors adapter whose base name, revision and shapes are those of the profile."""
+    folder = Path(folder)
+    try:
+        adapter = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"{str(folder)!r} holds no readable adapter_config.json: name the folder that save_adapter wrote"
+        ) from error
+    base = (adapter.get("base_model_name_or_path"), adapter.get("revision"))
+    if base != (profile.model, profile.revision):
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} was trained on {base[0]!r} (revision {base[1]}), not on {profile.model!r} (revision {profile.revision}): load that base"
+        )
+    if not (folder / "adapter_model.safetensors").exists():
+        raise AdapterError(
+            f"{str(folder)!r} has no adapter_model.safetensors: save the adapter as safetensors; pickled files are not loaded, they can run code"
+        )
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
+    except SafetensorError as error:
+        raise AdapterError(
+            f"adapter_model.safetensors in {str(folder)!r} is damaged: save or copy it again ({first_line(error)})"
+        ) from error
+    linear = memory.linear_shapes(config)
+    for key, shape in shapes.items():
+        kind = next((k for k in linear if f".{k}.lora_" in key), None)
+        wanted = (adapter["r"], linear[kind][1]) if ".lora_A." in key else (linear[kind][0], adapter["r"]) if kind else None
+        if shape != wanted:
+            raise AdapterError(
+                f"tensor {key} of the adapter in {str(folder)!r} has shape {shape}, the base {profile.model!r} needs {wanted}: it belongs to another base or rank"
+            )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

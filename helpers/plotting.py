@@ -1,0 +1,90 @@
+"""The look of every figure, and the figures that more than one notebook draws. Imports nothing of the series."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's palette, safe for the common forms of colour blindness
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#999999",
+)
+
+
+def set_style() -> None:
+    """One look for all figures: large type for phones, no top and right frame, a dpi that keeps a notebook small."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.6),
+            "figure.dpi": 100,
+            "savefig.bbox": "tight",
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "lines.linewidth": 2.0,
+            "legend.frameon": False,
+            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
+        }
+    )
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel, where a figure can be updated in place."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def draw_loss(axes, losses: Sequence[float], title: str) -> None:
+    """Training loss (nats a token, answer tokens only) by step on a log scale: each step, and the mean of the last 20."""
+    steps = range(1, len(losses) + 1)
+    mean = [sum(losses[max(0, i - 20) : i]) / min(i, 20) for i in steps]
+    axes.plot(steps, losses, color=GREY, linewidth=0.7, alpha=0.7, label="one step")
+    axes.plot(steps, mean, color=BLUE, label="mean of 20 steps")
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)", yscale="log")
+    axes.legend(loc="upper right")
+
+
+class LiveLoss:
+    """A loss curve that redraws itself in a notebook cell while training runs, at most every `seconds`; its last state stays as output."""
+
+    def __init__(self, total_steps: int, seconds: float = 2.0):
+        self.total, self.seconds, self.last, self.handle = total_steps, seconds, 0.0, None
+
+    def update(self, losses: Sequence[float], force: bool = False) -> None:
+        from IPython.display import display  # only a notebook has it
+
+        if not losses or (not force and time.monotonic() - self.last < self.seconds):
+            return
+        figure, axes = plt.subplots()
+        draw_loss(axes, losses, f"Training loss, step {len(losses)} of {self.total}")
+        axes.set_xlim(0, self.total)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+        self.last = time.monotonic()
+
+
+def draw_before_after(axes, labels: Sequence[str], before: Sequence[float], after: Sequence[float], title: str) -> None:
+    """Two bars a label: the share (0 to 1) before and after, values written on them."""
+    for offset, values, color, name in ((-0.2, before, GREY, "before"), (0.2, after, BLUE, "after")):
+        bars = axes.bar([i + offset for i in range(len(labels))], values, 0.38, color=color, label=name)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=10, padding=2)
+    axes.set(title=title, ylabel="share of test messages", ylim=(0, 1.18))
+    axes.set_xticks(range(len(labels)), labels)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

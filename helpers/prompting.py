@@ -1,0 +1,109 @@
+"""From text to the tensors training sees, and back: template, completion-only labels, batches, generation. Imports errors."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+
+from helpers.errors import DataError
+
+IGNORED = -100  # the label that cross entropy leaves out
+
+
+def build_prompt(prompt: str) -> str:
+    """The one template of the series; the answer follows after a space."""
+    return f"User: {prompt}\nAssistant:"
+
+
+def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
+    """`input_ids` of prompt, answer and end token; `labels` the same with the prompt ignored. The end token stays in the labels."""
+    prompt_ids = tokenizer(build_prompt(prompt))["input_ids"]
+    answer_ids = [*tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id]
+    return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORED] * len(prompt_ids) + answer_ids}
+
+
+def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, int]:
+    """Encode `prompt` and `answer` of every record; return (encoded, how many were left out because they exceed `max_length` tokens).
+
+    A cut-off example would teach an answer without its end, so too-long ones are left out. DataError if none remains.
+    """
+    encoded = [encode_example(tokenizer, row["prompt"], row["answer"]) for row in records]
+    kept = [row for row in encoded if len(row["input_ids"]) <= max_length]
+    if not kept:
+        shortest = min(len(row["input_ids"]) for row in encoded)
+        raise DataError(
+            f"all {len(encoded)} examples are longer than max_length={max_length} tokens (shortest: {shortest}): raise max_length or shorten the texts"
+        )
+    return Dataset.from_list(kept), len(encoded) - len(kept)
+
+
+class Collator:
+    """Right-pad a batch to its longest example. Padding is masked and carries no label; the end token's own label is untouched.
+
+    Falcon has no padding token. The end token's id fills the gaps, which is safe only because labels and mask are made here rather
+    than derived from the id.
+    """
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(example["input_ids"]) for example in examples)
+
+        def padded(key: str, fill: int) -> torch.Tensor:
+            return torch.tensor([list(e[key]) + [fill] * (width - len(e[key])) for e in examples])
+
+        mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in examples])
+        return {"input_ids": padded("input_ids", self.pad_id), "attention_mask": mask, "labels": padded("labels", IGNORED)}
+
+
+def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[int]:
+    """Indices of `steps` batches of `batch` examples each, batches holding examples of similar length, epoch after epoch.
+
+    Every epoch is a fresh permutation, cut into pools of 32 batches; a pool is sorted by length and its batches are shuffled. Every
+    example is seen once an epoch; the few that do not fill a last batch begin the next epoch. The order depends on the seed alone.
+    """
+    if batch > len(lengths):
+        raise DataError(
+            f"a batch of {batch} needs at least {batch} examples and there are {len(lengths)}: add data or lower the batch size"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    waiting: list[int] = []
+    while len(order) < batch * steps:
+        waiting += torch.randperm(len(lengths), generator=generator).tolist()
+        full = len(waiting) // batch * batch
+        ready, waiting = waiting[:full], waiting[full:]
+        for start in range(0, full, 32 * batch):
+            pool = sorted(ready[start : start + 32 * batch], key=lambda i: lengths[i])
+            batches = [pool[i : i + batch] for i in range(0, len(pool), batch)]
+            order += [i for b in torch.randperm(len(batches), generator=generator).tolist() for i in batches[b]]
+    return order[: batch * steps]
+
+
+@torch.inference_mode()
+def generate(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool = True) -> list[str]:
+    """Greedy answers to `prompts`, in their order. Batches are left-padded and hold prompts of similar length; an answer ends at the end token."""
+    encoded = [tokenizer(build_prompt(prompt))["input_ids"] for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(prompts)
+    end, was_training, used_cache = tokenizer.eos_token_id, model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    batches = range(0, len(prompts), batch_size)
+    for start in tqdm(batches, total=math.ceil(len(prompts) / batch_size), desc="generating", disable=not progress, leave=False):
+        rows = by_length[start : start + batch_size]
+        width = max(len(encoded[i]) for i in rows)
+        input_ids = torch.tensor([[end] * (width - len(encoded[i])) + encoded[i] for i in rows], device=model.device)
+        mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in rows], device=model.device)
+        output = model.generate(
+            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end,
+        )  # fmt: skip
+        for i, ids in zip(rows, output[:, width:].tolist(), strict=True):
+            answer = ids[: ids.index(end)] if end in ids else ids
+            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    model.train(was_training)
+    model.config.use_cache = used_cache
+    return answers

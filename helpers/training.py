@@ -1,0 +1,242 @@
+"""Training with the transformers Trainer: arguments from a profile, progress, checkpoints that are proven sound, resume, results.
+
+`python -m helpers.training --profile tiny` runs what notebook 05 steps through. On top of all other helpers.
+"""
+
+import argparse
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from helpers import evaluation, loading, plotting, profiles, prompting, records, results
+from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity
+from helpers.errors import DivergedError, NotQuantizedError, OutputError, TutorialError
+from helpers.profiles import ROOT, Profile
+
+
+def output_folder(profile: Profile, output: str | Path | None = None) -> Path:
+    """The run's folder (default runs/<profile>), made and proven writable; OutputError if it is not."""
+    folder = Path(output) if output else ROOT / "runs" / profile.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose another with --output"
+        ) from error
+    return folder
+
+
+def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArguments:
+    """The profile as TrainingArguments. Mixed precision follows the compute dtype: float16 brings its loss scaling with it."""
+    return TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        max_steps=profile.max_steps,
+        per_device_train_batch_size=profile.micro_batch,
+        gradient_accumulation_steps=profile.accumulation,
+        learning_rate=profile.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=profile.warmup_steps,
+        optim=profile.optimizer,
+        bf16=profile.compute_dtype == "bfloat16" and profile.device == "cuda",
+        fp16=profile.compute_dtype == "float16",
+        use_cpu=profile.device == "cpu",
+        train_sampling_strategy="sequential",  # the data set already lies in length-grouped order
+        remove_unused_columns=False,
+        dataloader_pin_memory=profile.device == "cuda",
+        save_steps=profile.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
+        report_to="none",
+        disable_tqdm=True,  # Progress below draws the bar
+        seed=seed,
+    )
+
+
+class Progress(TrainerCallback):
+    """A bar in the terminal, a live curve in a notebook; stops with DivergedError at the first loss that is not finite."""
+
+    def __init__(self, total_steps: int):
+        self.total, self.losses, self.bar, self.live = total_steps, [], None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if plotting.in_notebook():
+            self.live = plotting.LiveLoss(self.total)
+        else:
+            self.bar = tqdm(total=self.total, initial=state.global_step, desc="training", unit="step")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise DivergedError(
+                f"the loss at step {state.global_step} is {logs['loss']}: lower the learning rate ({args.learning_rate:g}), or compute in bfloat16 if the card has it"
+            )
+        self.losses.append(logs["loss"])
+        if self.live:
+            self.live.update(self.losses)
+        else:
+            self.bar.update(state.global_step - self.bar.n)
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.live:
+            self.live.update(self.losses, force=True)
+        else:
+            self.bar.close()
+
+
+def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: Path, seed: int = 0) -> Trainer:
+    """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints and a clean stop on interrupt."""
+    arguments = training_arguments(profile, output, seed)
+    batch = profile.micro_batch * profile.accumulation * arguments.world_size
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded.select(order),
+        data_collator=prompting.Collator(tokenizer.eos_token_id),
+        callbacks=[Progress(profile.max_steps), SoundCheckpoints(run_identity(profile, encoded, seed))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(trainer: Trainer, resume: bool = False) -> dict:
+    """Train, or go on from the newest sound checkpoint, and return losses and speed.
+
+    Raises KeyboardInterrupt, with how to go on, after an interrupt has been turned into a checkpoint.
+    """
+    folder = Path(trainer.args.output_dir)
+    identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
+    checkpoint = newest_checkpoint(folder.parent, identity) if resume else None
+    if checkpoint is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    first = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    if resume:
+        print(f"resuming from {checkpoint.name}" if checkpoint else "no sound checkpoint found: starting at step 0")
+    began = time.monotonic()
+    with StopOnInterrupt() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.remove_callback(stop)
+    seconds = time.monotonic() - began
+    if stop.asked and trainer.state.global_step < trainer.args.max_steps:
+        raise KeyboardInterrupt(
+            f"stopped at step {trainer.state.global_step} of {trainer.args.max_steps}; its checkpoint is saved, run again with --resume (resume=True) to go on"
+        )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    seen = trainer.train_dataset["input_ids"][first * len(trainer.train_dataset) // trainer.args.max_steps :]
+    return {
+        "train_seconds": round(seconds, 2),
+        "steps": trainer.state.global_step,
+        "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 6),
+        "useful_tokens_per_second": round(sum(map(len, seen)) / seconds, 1),
+        "losses": losses,
+    }
+
+
+def run(
+    profile: Profile,
+    seed: int = 0,
+    output: str | Path | None = None,
+    data: str | None = None,
+    columns: tuple[str, str] = ("prompt", "answer"),
+    resume: bool = False,
+) -> dict:
+    """The whole of notebook 05: load, score the base, train, score again, save the adapter and results.json; returns the results.
+
+    Without `data` the tickets are used, with their own test splits; else a tenth of `data` (at most 300 rows) is held out.
+    """
+    began = psutil.Process().create_time()
+    folder = output_folder(profile, output)
+    if data is None:
+        train_set, test, reworded = (records.read_tickets(split) for split in ("train", "test", "test_reworded"))
+    else:
+        (train_set, test), reworded = records.split_records(records.read_records(data, *columns)), None
+    tokenizer = loading.load_tokenizer(profile)
+    encoded, left_out = prompting.encode(train_set, tokenizer, profile.max_length)
+    print(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
+
+    model = loading.load_base(profile)
+    proof = loading.prove_4bit(model)
+    print(
+        f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, {proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
+    )
+
+    def answer(split):
+        return prompting.generate(model, tokenizer, split["prompt"], profile.max_new_tokens, profile.eval_batch)
+
+    perplexity = evaluation.perplexity(model, tokenizer, (ROOT / "data" / "heldout.txt").read_text(encoding="utf-8"))
+    before = answer(test)
+    scores = {"before": evaluation.score(before, test["answer"]), "perplexity_before": round(perplexity, 4)}
+
+    fingerprint = loading.base_fingerprint(model)
+    model = loading.attach_lora(model, profile, seed)
+    training = train(build_trainer(model, tokenizer, encoded, profile, folder, seed), resume)
+    if loading.base_fingerprint(model) != fingerprint:
+        raise NotQuantizedError(
+            "the 4-bit base changed while the adapter was trained: report this with the versions in results.json"
+        )
+    adapter = loading.save_adapter(model, folder / "adapter")
+
+    after = answer(test)
+    scores["after"] = evaluation.score(after, test["answer"])
+    scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
+    record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
+    path = results.write(record, folder)
+    print(results.examples(test["prompt"], before, after, test["answer"]))
+    print(results.table(record))
+    print(
+        f"trained {record['steps']} steps in {record['train_seconds']:.0f} s; adapter and {path.name} are in {record['adapter_dir'].removesuffix('/adapter')}"
+    )
+    return record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.training", description="Fine-tune a Falcon with QLoRA: score, train, score again, save."
+    )
+    parser.add_argument(
+        "--profile", default="tiny", help=f"auto (ask the hardware) or one of {', '.join(profiles.PROFILES)}; default tiny"
+    )
+    parser.add_argument("--data", help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
+    parser.add_argument("--prompt-column", default="prompt")
+    parser.add_argument("--answer-column", default="answer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="folder for checkpoints, adapter and results.json; default runs/<profile>")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint")
+    args = parser.parse_args(arguments)
+    try:
+        run(
+            profiles.resolve(args.profile),
+            args.seed,
+            args.output,
+            args.data,
+            (args.prompt_column, args.answer_column),
+            args.resume,
+        )
+    except TutorialError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
