@@ -6,7 +6,7 @@ BIN := .venv/bin
 COLAB := .venv-colab/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
-GUARDED := PYTHONPATH=tests/guard QLORA_PROFILE=tiny MPLBACKEND=agg TOKENIZERS_PARALLELISM=false
+GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny MPLBACKEND=agg TOKENIZERS_PARALLELISM=false
 
 .PHONY: finetune test test-colab lab refresh bench pretrain tickets lint
 
@@ -24,7 +24,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 lab: .venv/ready  ## JupyterLab, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01 05" for some
 	$(GUARDED) $(BIN)/python tests/refresh.py $(ONLY)

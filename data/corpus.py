@@ -35,9 +35,9 @@ TOPICS = {
     "damage": "some damage", "missing": "a missing part", "invoice": "an invoice", "address": "a new address",
 }  # fmt: skip
 NOTED = {
-    "high": ("We will hurry.", "I see that it is urgent."),
-    "normal": ("",),
-    "low": ("I see that it can wait.", "We will take our time."),
+    "high": ("It is urgent, so we will hurry.", "I see that it is urgent."),
+    "normal": ("It will be done in the usual time.", "We will do it in our usual time."),
+    "low": ("It can wait, so we will take our time.", "I see that it can wait."),
 }
 FIELDS = (
     "name",
@@ -112,14 +112,13 @@ class Corpus:
             message = misspell(rng, message, (product, order))
         if message in self.forbidden:
             return self.dialogue(rng)
-        wish = rng.choice(self.wishes[intent])
+        about = f"This is about {TOPICS[intent]}."
+        if rng.random() < 0.3:
+            about += f" You want to {rng.choice(self.wishes[intent]).format(p=product)}."
         if rng.random() < 0.5:
-            it = re.sub(r"(the|my|a) \{p\}", "it", wish)
-            answer = f'You want to {it}. The product is "{product}" and the order is "{order}".'
+            answer = f'{about} The product is "{product}" and the order is "{order}".'
         else:
-            answer = f"You want to {wish.format(p=product)}. The order is {order}."
-        if rng.random() < 0.4:
-            answer = f"This is about {TOPICS[intent]}. {answer}"
+            answer = f"{about} It is the {product} of order {order}."
         return f"User: {message}\nAssistant: {answer} {rng.choice(NOTED[level])}".strip()
 
     def value(self, rng: random.Random) -> str:

@@ -17,7 +17,7 @@ WISH_OPENERS = (
 )  # fmt: skip
 FACT_OPENERS = (
     "I see that", "It seems that", "I noticed that", "I am sorry to say that", "Sadly,", "I have to report that",
-    "Just so you know,", "My problem is that", "As it turns out,", "To my surprise,", "Here is the thing:", "I must tell you that",
+    "Just so you know,", "My problem is that", "As it turns out,", "To my surprise,", "The thing is that", "I must tell you that",
 )  # fmt: skip
 
 # intent: (wishes, facts)

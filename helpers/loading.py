@@ -248,7 +248,7 @@ def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) ->
         )
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
-            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
+            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise AdapterError(
             f"adapter_model.safetensors in {str(folder)!r} is damaged: save or copy it again ({first_line(error)})"

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
@@ -80,11 +80,17 @@ class LiveLoss:
         self.last = time.monotonic()
 
 
-def draw_before_after(axes, labels: Sequence[str], before: Sequence[float], after: Sequence[float], title: str) -> None:
-    """Two bars a label: the share (0 to 1) before and after, values written on them."""
-    for offset, values, color, name in ((-0.2, before, GREY, "before"), (0.2, after, BLUE, "after")):
-        bars = axes.bar([i + offset for i in range(len(labels))], values, 0.38, color=color, label=name)
-        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=10, padding=2)
-    axes.set(title=title, ylabel="share of test messages", ylim=(0, 1.18))
+def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
+    """For each label one bar a group: shares in [0, 1], written on the bars. The first group is grey, the ground to compare with."""
+    width = 0.8 / len(groups)
+    for k, ((name, values), color) in enumerate(zip(groups.items(), (GREY, BLUE, ORANGE, GREEN), strict=False)):
+        bars = axes.bar(
+            [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))], values, width * 0.95, color=color, label=name
+        )
+        axes.bar_label(
+            bars, [f"{value:.2f}".lstrip("0") if 0 < value < 1 else f"{value:.0f}" for value in values], fontsize=9, padding=2
+        )
+    axes.set_ylim(0, 1.12)
     axes.set_xticks(range(len(labels)), labels)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))

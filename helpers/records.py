@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def _rows_of_file(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _rows_of_csv(text: str) -> Iterator[tuple[int, dict]]:
-    yield from enumerate(csv.DictReader(text.splitlines(keepends=True)), start=2)  # line 1 holds the column names
+    yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2)  # line 1 holds the column names
 
 
 def _rows_of_json_lines(name: str, text: str) -> Iterator[tuple[int, dict]]:

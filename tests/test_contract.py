@@ -70,11 +70,17 @@ def test_figures_have_an_alternative_text(path):
 
 
 def _local_links(path):
-    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(source(c) for c in read(path)["cells"] if c["cell_type"] == "markdown")
+    text = (
+        path.read_text(encoding="utf-8")
+        if path.suffix == ".md"
+        else "\n".join(source(c) for c in read(path)["cells"] if c["cell_type"] == "markdown")
+    )
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", link)]
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("*.md"), *(ROOT / "data").rglob("*.md"), *(ROOT / "tests").glob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *ROOT.glob("*.md"), *(ROOT / "data").rglob("*.md"), *(ROOT / "tests").glob("*.md")], ids=lambda p: p.name
+)
 def test_local_links_resolve(path):
     broken = [link for link in _local_links(path) if not (path.parent / link.split("#")[0]).exists()]
     assert not broken
@@ -101,7 +107,9 @@ def test_every_claim_has_its_asserting_cell(capsys):
                 missing.append(f"{claim['id']} in {numbers[number].name}")
     homes = sum(len(claim["notebooks"]) for claim in CLAIMS)
     with capsys.disabled():
-        print(f"\nclaims ledger: {len(CLAIMS)} claims with {homes} homes, {homes - len(pending) - len(missing)} shown, {len(pending)} pending (notebook not written yet)")
+        print(
+            f"\nclaims ledger: {len(CLAIMS)} claims with {homes} homes, {homes - len(pending) - len(missing)} shown, {len(pending)} pending (notebook not written yet)"
+        )
     assert not missing, f"no tagged, asserting cell for: {missing}"
 
 
