@@ -13,8 +13,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from build_tickets import SIZES, build, compose, misspell, order_id, requests
-from grammar import HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, URGENCY
+from build_tickets import SIZES, build, compose, misspell, order_id, requests, sentence_case
+from grammar import CLOSINGS, GREETINGS, HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, SMALL_TALK, URGENCY
 
 EOS = "<|endoftext|>"
 PACKAGES = {
@@ -120,6 +120,18 @@ class Corpus:
         else:
             answer = f"{about} It is the {product} of order {order}."
         return f"User: {message}\nAssistant: {answer} {rng.choice(NOTED[level])}".strip()
+
+    def short(self, rng: random.Random) -> str:
+        """A dialogue about one thing, the wish or its urgency, among small talk: what an agent has to look for, in few tokens."""
+        if rng.random() < 0.5:
+            level = rng.choice(("high", "low"))
+            key, answer = rng.choice(URGENCY[level] + HELD_OUT_URGENCY[level]), rng.choice(NOTED[level])
+        else:
+            intent = rng.choice(list(KEY_PHRASES))
+            request = rng.choice(self.requests[intent]).format(p=rng.choice(PRODUCTS)).strip()
+            key, answer = sentence_case(request) + ".", f"This is about {TOPICS[intent]}."
+        parts = (rng.choice(GREETINGS), *rng.sample((key, rng.choice(SMALL_TALK)), 2), rng.choice(CLOSINGS))
+        return f"User: {' '.join(part for part in parts if part)}\nAssistant: {answer}"
 
     def value(self, rng: random.Random) -> str:
         kind = rng.random()

@@ -27,9 +27,6 @@ from helpers import memory
 from helpers.errors import AdapterError, ModelError, NotQuantizedError
 from helpers.profiles import Profile
 
-# bitsandbytes looks for an optional inference kernel of another package and logs that it is not installed; nothing here uses it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
