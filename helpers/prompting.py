@@ -113,11 +113,11 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
 
 
 @torch.inference_mode()
-def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Greedy answers to one batch of prompts, padded on the *left* so that each answer begins right behind its prompt.
+def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    """The new tokens of greedy answers to one batch of prompts: up to and with the end token, or `max_new_tokens` of them without it.
 
-    The padding is masked, and rotary attention sees distances only, so it does not matter where a prompt begins. An answer ends at the
-    end token or after `max_new_tokens`. The model has to be in eval mode.
+    Prompts are padded on the *left* so that each answer begins right behind its prompt. The padding is masked, and rotary attention sees
+    distances only, so it does not matter where a prompt begins. The model has to be in eval mode.
     """
     encoded = [tokenizer(build_prompt(prompt))["input_ids"] for prompt in prompts]
     width, end = max(map(len, encoded)), tokenizer.eos_token_id
@@ -126,8 +126,13 @@ def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int
     output = model.generate(
         input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
-    new = output[:, width:].tolist()
-    return [tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True).strip() for ids in new]
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output[:, width:].tolist()]
+
+
+def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Greedy answers to one batch of prompts as text, without the end token, see `generate_ids`."""
+    new = generate_ids(model, tokenizer, prompts, max_new_tokens)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
 
 
 def generate(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool = True) -> list[str]:
