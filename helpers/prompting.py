@@ -113,8 +113,9 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
 
 
 @torch.inference_mode()
-def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, **options) -> list[list[int]]:
     """The new tokens of greedy answers to one batch of prompts: up to and with the end token, or `max_new_tokens` of them without it.
+    `options` go to the model's `generate`: `streamer`, or peft's `adapter_names`.
 
     Prompts are padded on the *left* so that each answer begins right behind its prompt. The padding is masked, and rotary attention sees
     distances only, so it does not matter where a prompt begins. The model has to be in eval mode.
@@ -124,14 +125,14 @@ def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) 
     input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in encoded], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
     output = model.generate(
-        input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end,
+        input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end, **options,
     )  # fmt: skip
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output[:, width:].tolist()]
 
 
-def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, **options) -> list[str]:
     """Greedy answers to one batch of prompts as text, without the end token, see `generate_ids`."""
-    new = generate_ids(model, tokenizer, prompts, max_new_tokens)
+    new = generate_ids(model, tokenizer, prompts, max_new_tokens, **options)
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
 
 
