@@ -67,9 +67,7 @@ def check_reply(reply: str, ticket: dict) -> dict[str, bool]:
 def score_replies(replies: Sequence[str], tickets: Sequence[str]) -> dict:
     """Shares in [0, 1] of replies against the *tickets* (JSON) of their messages: `complete` (all of it right), `fields` (each, `check_reply`)."""
     if len(replies) != len(tickets) or not tickets:
-        raise DataError(
-            f"{len(replies)} replies cannot be scored against {len(tickets)} tickets: give one reply for each ticket"
-        )
+        raise DataError(f"{len(replies)} replies cannot be scored against {len(tickets)} tickets: give one reply for each ticket")
     checks = [check_reply(reply, json.loads(ticket)) for reply, ticket in zip(replies, tickets, strict=True)]
     fields = {field: sum(check[field] for check in checks) / len(checks) for field in REPLY_FIELDS}
     return {"complete": sum(all(check.values()) for check in checks) / len(checks), "fields": fields}
