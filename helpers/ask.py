@@ -6,7 +6,8 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from transformers import TextStreamer
 
@@ -23,26 +24,25 @@ def check_message(message: str, tokenizer, longest: int) -> None:
         raise DataError(f"the message has {tokens:,} tokens with its template and the model reads {longest:,}: shorten it")
 
 
-def answer_lines(model, tokenizer, lines: Iterable[str], max_new_tokens: int, batch: int = 1, streamer=None) -> Iterator[str]:
-    """An answer to each line that is not blank, in their order, as soon as `batch` lines are there. A line that cannot be used is
-    told on stderr and answered by "". With a `streamer` (and batch 1) the answer is also printed while it is made.
+def answer_lines(
+    lines: Iterable[str], answer: Callable[[list[str]], list[str]], check: Callable[[str], None], batch: int = 1
+) -> Iterator[str]:
+    """An answer to each line that is not blank, in their order, as soon as `batch` such lines are there. A line that `check` refuses with
+    a DataError is told on stderr and answered by "".
     """
-    longest = model.config.max_position_embeddings - max_new_tokens
     messages = (line.strip() for line in lines)
     messages = (message for message in messages if message)
-    options = {"streamer": streamer} if streamer else {}
     while group := list(itertools.islice(messages, batch)):
         answers = dict.fromkeys(range(len(group)), "")
         usable = []
         for i, message in enumerate(group):
             try:
-                check_message(message, tokenizer, longest)
+                check(message)
                 usable.append(i)
             except DataError as error:
                 print(f"DataError: {error}", file=sys.stderr)
         if usable:
-            new = prompting.generate_batch(model, tokenizer, [group[i] for i in usable], max_new_tokens, **options)
-            answers |= dict(zip(usable, new, strict=True))
+            answers |= dict(zip(usable, answer([group[i] for i in usable]), strict=True))
         yield from answers.values()
 
 
@@ -69,14 +69,21 @@ def main(arguments: list[str] | None = None) -> int:
         loading.check_adapter(args.adapter, profile, loading.load_config(profile))  # before the base is loaded
         tokenizer = loading.load_tokenizer(profile)
         model = loading.load_adapter(loading.load_base(profile), args.adapter, profile)
+        longest = model.config.max_position_embeddings - profile.max_new_tokens
+        check = partial(check_message, tokenizer=tokenizer, longest=longest)
         if sys.stdin.isatty():
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-            for _ in answer_lines(model, tokenizer, typed(), profile.max_new_tokens, streamer=streamer):
-                pass  # the streamer has printed it
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # prints while the answer is made
+            answer = partial(prompting.generate_batch, model, tokenizer, max_new_tokens=profile.max_new_tokens, streamer=streamer)
+            for _ in answer_lines(typed(), answer, check):
+                pass
         else:
             sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-            for answer in answer_lines(model, tokenizer, sys.stdin, profile.max_new_tokens, args.batch):
-                print(" ".join(answer.split()), flush=True)
+            answer = partial(
+                prompting.generate, model, tokenizer,
+                max_new_tokens=profile.max_new_tokens, batch_size=profile.eval_batch, progress=False,
+            )  # fmt: skip
+            for line in answer_lines(sys.stdin, answer, check, args.batch):
+                print(" ".join(line.split()), flush=True)
     except TutorialError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

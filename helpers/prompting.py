@@ -115,7 +115,7 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
 @torch.inference_mode()
 def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, **options) -> list[list[int]]:
     """The new tokens of greedy answers to one batch of prompts: up to and with the end token, or `max_new_tokens` of them without it.
-    `options` go to the model's `generate`: `streamer`, or peft's `adapter_names`.
+    `options` go to the model's `generate`: a `streamer`, peft's `adapter_names`, or settings that replace the greedy ones.
 
     Prompts are padded on the *left* so that each answer begins right behind its prompt. The padding is masked, and rotary attention sees
     distances only, so it does not matter where a prompt begins. The model has to be in eval mode.
@@ -124,9 +124,8 @@ def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, 
     width, end = max(map(len, encoded)), tokenizer.eos_token_id
     input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in encoded], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
-    output = model.generate(
-        input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end, **options,
-    )  # fmt: skip
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "use_cache": True, "eos_token_id": end, "pad_token_id": end}
+    output = model.generate(input_ids=input_ids, attention_mask=mask, **(settings | options))
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output[:, width:].tolist()]
 
 
