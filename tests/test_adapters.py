@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from helpers import adapters, ask, cards, evaluation, lessons, loading, memory, profiles, prompting, records, training
 from helpers.errors import AdapterError, DataError
@@ -373,7 +373,7 @@ def spoil_config(change):
 def spoil_tensors(change):
     def spoil(folder):
         path = folder / "adapter_model.safetensors"
-        tensors = change(load_file(path))
+        tensors = change(load(path.read_bytes()))
         save_file(tensors, path)
 
     return spoil
@@ -389,13 +389,13 @@ def drop_config(folder):
 
 def pickle_weights(folder):
     weights = folder / "adapter_model.safetensors"
-    torch.save(load_file(weights), folder / "adapter_model.bin")
+    torch.save(load(weights.read_bytes()), folder / "adapter_model.bin")
     weights.unlink()
 
 
 def pickle_under_another_name(folder):
     weights = folder / "adapter_model.safetensors"
-    torch.save(load_file(weights), weights)
+    torch.save(load(weights.read_bytes()), weights)
 
 
 def truncate(share):
