@@ -29,7 +29,7 @@ class Task:
 
 TASKS = {
     "ticket": Task("ticket", "a customer's message to a ticket, one line of JSON", evaluation.score_tickets, "exact_match", 1.0),
-    "reply": Task("reply", "a customer's message to a short, polite reply", evaluation.score_replies, "complete", 0.5),
+    "reply": Task("reply", "a customer's message to a short, polite reply", evaluation.score_replies, "complete", 2 / 3),
 }
 
 

@@ -22,7 +22,7 @@ REMEDIES = {
     "address": "change the address for the",
 }
 DEADLINES = {"high": "today", "normal": "this week", "low": "this month"}
-REPLY_FIELDS = ("product", "order", "remedy", "deadline", "ends")
+REPLY_FIELDS = ("product", "order", "remedy", "ends")  # what makes a reply complete; its deadline is scored apart
 
 
 def parse_ticket(answer: str) -> dict | None:
@@ -65,12 +65,15 @@ def check_reply(reply: str, ticket: dict) -> dict[str, bool]:
 
 
 def score_replies(replies: Sequence[str], tickets: Sequence[str]) -> dict:
-    """Shares in [0, 1] of replies against the *tickets* (JSON) of their messages: `complete` (all of it right), `fields` (each, `check_reply`)."""
+    """Shares in [0, 1] of replies against the *tickets* (JSON) of their messages: `complete` (all of REPLY_FIELDS right), `deadline`, and
+    `fields` (each of REPLY_FIELDS), see `check_reply`.
+    """
     if len(replies) != len(tickets) or not tickets:
         raise DataError(f"{len(replies)} replies cannot be scored against {len(tickets)} tickets: give one reply for each ticket")
     checks = [check_reply(reply, json.loads(ticket)) for reply, ticket in zip(replies, tickets, strict=True)]
-    fields = {field: sum(check[field] for check in checks) / len(checks) for field in REPLY_FIELDS}
-    return {"complete": sum(all(check.values()) for check in checks) / len(checks), "fields": fields}
+    share = {field: sum(check[field] for check in checks) / len(checks) for field in checks[0]}
+    complete = sum(all(check[field] for field in REPLY_FIELDS) for check in checks) / len(checks)
+    return {"complete": complete, "deadline": share["deadline"], "fields": {field: share[field] for field in REPLY_FIELDS}}
 
 
 def is_ticket_task(references: Sequence[str]) -> bool:

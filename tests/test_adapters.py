@@ -244,7 +244,7 @@ def test_cat_is_the_weighted_sum_of_the_updates(model, weights):
 def test_every_reply_of_the_data_is_complete(split):
     replies, tickets = records.read_tickets(split, "reply")["answer"], records.read_tickets(split)["answer"]
     assert evaluation.score_replies(replies, tickets) == {
-        "complete": 1.0, "fields": dict.fromkeys(evaluation.REPLY_FIELDS, 1.0),
+        "complete": 1.0, "deadline": 1.0, "fields": dict.fromkeys(evaluation.REPLY_FIELDS, 1.0),
     }  # fmt: skip
 
 
@@ -267,12 +267,13 @@ TICKET = {"intent": "damage", "product": "tea pot", "order": "A1234", "urgency":
         (GOOD.removesuffix("."), {"ends"}),
         (GOOD + "\nUser: thanks.", {"ends"}),
         (GOOD + " Thank you for writing.", {"ends"}),
-        ("", set(evaluation.REPLY_FIELDS)),
+        ("", {*evaluation.REPLY_FIELDS, "deadline"}),
     ],
 )
 def test_what_a_reply_gets_wrong_is_seen(reply, wrong):
     assert {field for field, right in evaluation.check_reply(reply, TICKET).items() if not right} == wrong
-    assert evaluation.score_replies([reply], [json.dumps(TICKET)])["complete"] == (not wrong)
+    score = evaluation.score_replies([reply], [json.dumps(TICKET)])
+    assert score["complete"] == (not wrong - {"deadline"}) and score["deadline"] == ("deadline" not in wrong)
 
 
 def test_replies_of_another_number():
@@ -300,7 +301,7 @@ def trainings(monkeypatch):
 
 def test_an_adapter_is_trained_once_and_then_found(quick, trainings, capsys):
     first = adapters.trained("reply", quick)
-    assert first.record["task"] == "reply" and first.record["steps"] == 2 * len(trainings)
+    assert first.record["task"] == "reply" and first.record["steps"] == 3 and len(trainings) == 1
     assert len(first.answers) == 300 and first.record["after"]["complete"] == 0
     again = adapters.trained("reply", quick)
     assert len(trainings) == 1 and again.record == first.record and again.answers == first.answers
@@ -310,10 +311,10 @@ def test_an_adapter_is_trained_once_and_then_found(quick, trainings, capsys):
 def test_what_does_not_belong_is_left_aside_with_the_reason(quick, trainings, capsys):
     found = adapters.trained("reply", quick)
     path, fingerprint = found.folder.parent / "results.json", loading.base_fingerprint(loading.load_base(TINY))
-    for key, value in (("base_sha256", "0" * 64), ("steps", 3), ("seed", 9), ("profile", "colab-t4")):
+    for key, value in (("base_sha256", "0" * 64), ("steps", 2), ("seed", 9), ("profile", "colab-t4")):
         path.write_text(json.dumps(found.record | {key: value}))
         with pytest.raises(AdapterError, match=f"it was trained with {key} "):
-            adapters.read_trained(path.parent, dataclasses.replace(quick, max_steps=2), fingerprint)
+            adapters.read_trained(path.parent, dataclasses.replace(quick, max_steps=3), fingerprint)
     weights = found.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     adapters.trained("reply", quick)
@@ -458,7 +459,7 @@ def test_the_card_says_what_the_record_says(quick):
     head, body = card.removeprefix("---\n").split("---\n", 1)
     assert "base_model: data/tiny-falcon\n" in head and "library_name: peft\n" in head
     for fact in (
-        found.record["base_sha256"][:16], "r = 16, alpha = 32", "2 steps of 16 examples, seed 0", "122,880 of", "the tickets",
+        found.record["base_sha256"][:16], "r = 16, alpha = 32", "3 steps of 16 examples, seed 0", "122,880 of", "the tickets",
         f"transformers {found.record['versions']['transformers']}", "| complete | 0.000 |", "Assistant: Thank you.", "learning rate 0.002",
     ):  # fmt: skip
         assert fact in body
