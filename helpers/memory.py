@@ -122,36 +122,36 @@ def layer_activations(config: FalconConfig, profile: Profile, method: str = "qlo
     """
     tokens, hidden, heads = profile.micro_batch * profile.max_length, config.hidden_size, config.num_attention_heads
     compute, stream, inner = _widths(profile, method)
-    own_copies = (method == "qlora" and stream != inner) or (method == "lora" and stream < inner)  # a cast for each adapter
     targets = set(linear_shapes(config)) if method == "full" else set(profile.target_modules)
-    reads = {"query_key_value", "dense_h_to_4h"} & targets
+    reads = len({"query_key_value", "dense_h_to_4h"} & targets)
+    own_copies = method != "full" and (_autocast(profile) or stream != inner)  # then each adapter keeps a cast of its own
     norms = norms_per_layer(config)
-    outputs = len(reads) if own_copies or norms == 2 else min(1, len(reads))  # norm outputs that are kept
-    per_token = hidden * stream * (2 if norms == 2 and not config.parallel_attn else 1)  # inputs of the norms
-    per_token += norms * 8 + outputs * hidden * inner
-    per_token += feed_forward(config) * (stream + (inner if "dense_4h_to_h" in targets else 0))
+    per_token = hidden * stream * (1 if config.parallel_attn else 2) + 8 * norms  # the inputs of the norms, their means and deviations
+    per_token += hidden * inner * (reads if own_copies or norms == 2 else min(1, reads))  # the outputs of the norms
+    per_token += feed_forward(config) * (stream + (inner if "dense_4h_to_h" in targets else 0))  # around the activation function
     per_token += 0 if method == "full" else len(targets) * profile.lora_r * inner
-    dense = hidden * inner if "dense" in targets else 0
-    attended = compute if _autocast(profile) else stream
-    probabilities = heads * profile.max_length
+    dense, attended = (hidden * inner if "dense" in targets else 0), compute if _autocast(profile) else stream
+    few_keys = config.multi_query and not config.new_decoder_architecture
     if attention == "eager":
-        return tokens * (per_token + dense + (3 * hidden + 2 * probabilities) * attended)
-    if config.multi_query and not config.new_decoder_architecture:
-        return tokens * (per_token + dense + (3 * hidden + probabilities) * 4)
-    shared = dense if inner == attended else 0  # the output is the input of `dense`, where no cast comes between
-    return tokens * (per_token + dense - shared + 4 * hidden * attended + 4 * heads + 4 * profile.max_length)
+        return tokens * (per_token + dense + (3 * hidden + heads * profile.max_length) * attended)
+    if few_keys:
+        return tokens * (per_token + dense + (3 * hidden + heads * profile.max_length) * 4)
+    per_token += 4 * hidden * attended + 4 * heads + 4 * profile.max_length  # q, k, v, output, one number a row, the mask
+    if not config.multi_query and not config.new_decoder_architecture and stream == attended:
+        per_token += 2 * hidden * attended  # v is a view that keeps the whole of query_key_value's output
+    return tokens * (per_token + (dense if _autocast(profile) or inner != attended else 0))  # else the output is `dense`'s input
 
 
 def kept_activations(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> int:
     """Bytes that the forward pass leaves for backward, logits and casts of weights not counted."""
     _, stream, inner = _widths(profile, method)
     state = profile.micro_batch * profile.max_length * config.hidden_size * stream
-    rotary = 2 * profile.max_length * (config.hidden_size // config.num_attention_heads) * stream
-    trained = method == "full"  # the embedding's output and the head's input are kept only where those are trained
-    ends = state // stream * (stream + inner) if trained else 0
+    head = state // stream * inner if method == "full" else 0  # the head's input is kept only where the head is trained
     if profile.activation_checkpointing:
-        return (config.num_hidden_layers + 1) * state + ends + rotary
-    return config.num_hidden_layers * layer_activations(config, profile, method, attention) + ends + rotary
+        return (config.num_hidden_layers + 1) * state + head
+    rotary = 2 * profile.max_length * (config.hidden_size // config.num_attention_heads) * stream
+    first = state if method == "full" else 0  # the first norm keeps its input only where the embedding is trained
+    return config.num_hidden_layers * layer_activations(config, profile, method, attention) + first + head + rotary
 
 
 def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> MemoryPlan:
@@ -173,10 +173,11 @@ def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attentio
         gradients = compute * sum(parts.values())
     else:
         state, gradients = optimizer_bytes(adapter, profile.optimizer, 4), 4 * total(adapter)
-    activations = kept_activations(config, profile, method, attention)
+    activations, cast = kept_activations(config, profile, method, attention), total(adapter)
     if profile.activation_checkpointing:
         activations += layer_activations(config, profile, method, attention)
-    head = config.vocab_size * config.hidden_size if rest_width > compute else 0
+        cast //= config.num_hidden_layers
+    cast += config.vocab_size * config.hidden_size if rest_width > compute else 0  # the head
     return MemoryPlan(
         weights=packed_bytes(config) if method == "qlora" else compute * parts["linear"],
         constants=constant_bytes(config, tables=True) if method == "qlora" else 0,
@@ -186,7 +187,7 @@ def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attentio
         optimizer=state,
         activations=activations,
         logits=3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size,
-        casts=compute * (total(adapter) + head) if _autocast(profile) else 0,
+        casts=compute * cast if _autocast(profile) else 0,
         workspace=compute * max(size for _, size in tensors["linear"]) if method == "qlora" else 0,
         context=CUDA_CONTEXT if profile.gpu_bytes else 0,
     )
