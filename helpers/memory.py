@@ -1,4 +1,4 @@
-"""Bytes of a training run, predicted from a Falcon's config alone. Imports shapes, gpus, profiles and errors.
+"""Bytes of a training run, predicted from a Falcon's config alone. Imports shapes, activations, gpus, profiles and errors.
 
 `python -m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan, without network.
 """
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from transformers import FalconConfig
 
+from helpers.activations import autocast, kept_activations, layer_activations, widths
 from helpers.errors import PlanError, TutorialError
 from helpers.gpus import GPUS, HEADROOM, capacity
 from helpers.profiles import FALCON_7B, PROFILES, Profile
@@ -21,10 +22,8 @@ from helpers.shapes import (  # noqa: F401 - notebooks and helpers know these na
     adapter_tensors,
     check_config,
     count_parameters,
-    feed_forward,
     known_config,
     linear_shapes,
-    norms_per_layer,
     parameter_tensors,
     read_config,
     total,
@@ -113,47 +112,6 @@ def optimizer_bytes(tensors: Sequence[tuple[int, int]], optimizer: str, width: i
     return coded + 8 * total([*small, *whole]) + (2 * 4 * 256 if large else 0)
 
 
-def layer_activations(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> int:
-    """Bytes that one decoder layer keeps for its backward pass, its input included.
-
-    `stream` is the width of the residual stream: float32 after kbit preparation, the compute dtype else. `inner` is the width of what the
-    adapters (or, in full fine-tuning, the linear layers) keep of their inputs. torch's fused attention keeps q, k, v, its output and one
-    number a row; with fewer key heads than query heads (multi-query) it falls back to plain float32 arithmetic, which keeps the probabilities.
-    """
-    tokens, hidden, heads = profile.micro_batch * profile.max_length, config.hidden_size, config.num_attention_heads
-    compute, stream, inner = _widths(profile, method)
-    targets = set(linear_shapes(config)) if method == "full" else set(profile.target_modules)
-    reads = len({"query_key_value", "dense_h_to_4h"} & targets)
-    own_copies = method != "full" and (_autocast(profile) or stream != inner)  # then each adapter keeps a cast of its own
-    norms = norms_per_layer(config)
-    per_token = hidden * stream * (1 if config.parallel_attn else 2) + 8 * norms  # the inputs of the norms, their means and deviations
-    per_token += hidden * inner * (reads if own_copies or norms == 2 else min(1, reads))  # the outputs of the norms
-    per_token += feed_forward(config) * (stream + (inner if "dense_4h_to_h" in targets else 0))  # around the activation function
-    per_token += 0 if method == "full" else len(targets) * profile.lora_r * inner
-    dense, attended = (hidden * inner if "dense" in targets else 0), compute if _autocast(profile) else stream
-    few_keys = config.multi_query and not config.new_decoder_architecture
-    if attention == "eager":
-        return tokens * (per_token + dense + (3 * hidden + heads * profile.max_length) * attended)
-    if few_keys:
-        return tokens * (per_token + dense + (3 * hidden + heads * profile.max_length) * 4)
-    per_token += 4 * hidden * attended + 4 * heads + 4 * profile.max_length  # q, k, v, output, one number a row, the mask
-    if not config.multi_query and not config.new_decoder_architecture and stream == attended:
-        per_token += 2 * hidden * attended  # v is a view that keeps the whole of query_key_value's output
-    return tokens * (per_token + (dense if _autocast(profile) or inner != attended else 0))  # else the output is `dense`'s input
-
-
-def kept_activations(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> int:
-    """Bytes that the forward pass leaves for backward, logits and casts of weights not counted."""
-    _, stream, inner = _widths(profile, method)
-    state = profile.micro_batch * profile.max_length * config.hidden_size * stream
-    head = state // stream * inner if method == "full" else 0  # the head's input is kept only where the head is trained
-    if profile.activation_checkpointing:
-        return (config.num_hidden_layers + 1) * state + head
-    rotary = 2 * profile.max_length * (config.hidden_size // config.num_attention_heads) * stream
-    first = state if method == "full" else 0  # the first norm keeps its input only where the embedding is trained
-    return config.num_hidden_layers * layer_activations(config, profile, method, attention) + first + head + rotary
-
-
 def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> MemoryPlan:
     """What training `profile` on a model of this config will take, in bytes: a prediction from the config alone.
 
@@ -163,7 +121,7 @@ def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attentio
     Raises ModelError for a config that is not Falcon's, PlanError for an unknown name or a size below 1.
     """
     check(config, profile, method, attention)
-    compute, _, _ = _widths(profile, method)
+    compute, _, _ = widths(profile, method)
     parts, tensors = count_parameters(config), parameter_tensors(config)
     adapter = [] if method == "full" else adapter_tensors(config, profile.lora_r, profile.target_modules)
     rest_width = 4 if method == "qlora" else compute
@@ -187,7 +145,7 @@ def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attentio
         optimizer=state,
         activations=activations,
         logits=3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size,
-        casts=compute * cast if _autocast(profile) else 0,
+        casts=compute * cast if autocast(profile) else 0,
         workspace=compute * max(size for _, size in tensors["linear"]) if method == "qlora" else 0,
         context=CUDA_CONTEXT if profile.gpu_bytes else 0,
     )
@@ -247,18 +205,6 @@ def table(config: FalconConfig, profile: Profile, gpu: str, attention: str = "sd
     batches = [largest_batch(config, profile, gpu, method, attention) for method in METHODS]
     lines.append(f"{'largest batch':<16}" + "".join(f"{batch:>10}" for batch in batches))
     return "\n".join(lines)
-
-
-def _autocast(profile: Profile) -> bool:
-    return bool(profile.gpu_bytes) and profile.compute_dtype != "float32"  # what helpers.training asks of Trainer
-
-
-def _widths(profile: Profile, method: str) -> tuple[int, int, int]:
-    """Bytes an element of (compute dtype, residual stream, kept inputs of trained matrices)."""
-    compute = 4 if profile.compute_dtype == "float32" else 2
-    stream = 4 if method == "qlora" else compute
-    inner = compute if method == "full" or _autocast(profile) else 4  # without autocast an adapter reads float32, as it is itself
-    return compute, stream, inner
 
 
 def main(arguments: list[str] | None = None) -> int:

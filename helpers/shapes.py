@@ -41,7 +41,9 @@ def read_config(model: str) -> FalconConfig:
         ) from error
     if not isinstance(entries, dict) or entries.get("model_type") != "falcon":
         found = entries.get("model_type") if isinstance(entries, dict) else None
-        raise ModelError(f"{model!r} describes a {found!r} model and this planner knows Falcon: give a config of model_type 'falcon'")
+        raise ModelError(
+            f"{model!r} describes a {found!r} model and this planner knows Falcon: give a config of model_type 'falcon'"
+        )
     return FalconConfig(**entries)
 
 
