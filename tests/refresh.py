@@ -3,6 +3,7 @@
 Each runs from its own folder with the tiny profile. Progress bars and log lines (stderr) and run-time metadata are not kept.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from nbclient import NotebookClient
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.notebooks import NOTEBOOKS, ROOT
 
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
+
 
 def scrub(notebook: nbformat.NotebookNode) -> None:
     """Drop what depends on the machine or the moment: stderr, timing, the kernel's details."""
@@ -26,6 +29,9 @@ def scrub(notebook: nbformat.NotebookNode) -> None:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
         if cell.cell_type == "code":
             kept = [output for output in cell.outputs if not (output.output_type == "stream" and output.name == "stderr")]
+            for i in range(len(kept) - 1, 0, -1):  # what one cell prints is one output, however slowly it came
+                if kept[i - 1].output_type == kept[i].output_type == "stream":
+                    kept[i - 1].text += kept.pop(i).text
             for output in kept:
                 output.pop("transient", None)
                 if "metadata" in output:
