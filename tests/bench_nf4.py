@@ -3,7 +3,8 @@ on a 4096 x 4096 matrix in float32 and bfloat16; then the peak of extra memory w
 """
 
 import contextlib
-import io
+import importlib
+import logging
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,14 @@ SIZE, TURNS, BLOCK, SCALER_BLOCK = 4096, 9, 64, 256
 
 def torchao_to_nf4() -> Callable | None:
     """torchao's quantizer, from where its releases keep it, or None if torchao is not installed."""
-    with contextlib.redirect_stderr(io.StringIO()):  # it reports which of its compiled extensions it does not load
+    logging.disable(logging.WARNING)  # on import it lists the GPU extensions that it does not load
+    try:
         for module in ("torchao.quantization.quantize_.workflows.nf4.nf4_tensor", "torchao.dtypes.nf4tensor"):
             with contextlib.suppress(ImportError):
-                return __import__(module, fromlist=["to_nf4"]).to_nf4
-    return None
+                return importlib.import_module(module).to_nf4
+        return None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def medians(contenders: dict[str, Callable]) -> dict[str, float]:
