@@ -1,7 +1,8 @@
-"""Scores: tickets (valid JSON, exact match, per field), plain exact match, perplexity. Imports prompting and errors."""
+"""Scores: tickets (valid JSON, exact match, per field), replies, plain exact match, perplexity. Imports errors."""
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,19 @@ import torch
 from helpers.errors import DataError
 
 FIELDS = ("intent", "product", "order", "urgency")
+# What a reply must promise for each intent, and by when for each urgency. A test holds both against the replies in data/tickets.
+REMEDIES = {
+    "refund": "refund the",
+    "exchange": "exchange the",
+    "cancel": "cancel the",
+    "delivery": "look for the",
+    "damage": "replace the",
+    "missing": "send the missing part of the",
+    "invoice": "send the invoice for the",
+    "address": "change the address for the",
+}
+DEADLINES = {"high": "today", "normal": "this week", "low": "this month"}
+REPLY_FIELDS = ("product", "order", "remedy", "ends")  # what makes a reply complete; its deadline is scored apart
 
 
 def parse_ticket(answer: str) -> dict | None:
@@ -35,6 +49,31 @@ def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
             right[field] += ticket is not None and ticket.get(field) == wanted[field]
     n = len(references)
     return {"valid_json": valid / n, "exact_match": exact / n, "fields": {field: count / n for field, count in right.items()}}
+
+
+def check_reply(reply: str, ticket: dict) -> dict[str, bool]:
+    """What of a ticket a reply gets right: names the product and the order, promises the right remedy and deadline, and no other; ends."""
+    remedies = {intent for intent, words in REMEDIES.items() if re.search(rf"\bwill {words} ", reply)}
+    deadlines = {urgency for urgency, words in DEADLINES.items() if re.search(rf"\b{words}\b", reply)}
+    return {
+        "product": f" {ticket['product']} " in reply,
+        "order": set(re.findall(r"\b[A-Z]\d{4}\b", reply)) == {ticket["order"]},
+        "remedy": remedies == {ticket["intent"]},
+        "deadline": deadlines == {ticket["urgency"]},
+        "ends": reply.endswith(".") and "\n" not in reply and reply.count(".") <= 2,  # two sentences, and nothing after them
+    }
+
+
+def score_replies(replies: Sequence[str], tickets: Sequence[str]) -> dict:
+    """Shares in [0, 1] of replies against the *tickets* (JSON) of their messages: `complete` (all of REPLY_FIELDS right), `deadline`, and
+    `fields` (each of REPLY_FIELDS), see `check_reply`.
+    """
+    if len(replies) != len(tickets) or not tickets:
+        raise DataError(f"{len(replies)} replies cannot be scored against {len(tickets)} tickets: give one reply for each ticket")
+    checks = [check_reply(reply, json.loads(ticket)) for reply, ticket in zip(replies, tickets, strict=True)]
+    share = {field: sum(check[field] for check in checks) / len(checks) for field in checks[0]}
+    complete = sum(all(check[field] for field in REPLY_FIELDS) for check in checks) / len(checks)
+    return {"complete": complete, "deadline": share["deadline"], "fields": {field: share[field] for field in REPLY_FIELDS}}
 
 
 def is_ticket_task(references: Sequence[str]) -> bool:

@@ -235,6 +235,8 @@ def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) ->
         raise AdapterError(
             f"{str(folder)!r} holds no readable adapter_config.json: name the folder that save_adapter wrote"
         ) from error
+    if not isinstance(adapter, dict) or not isinstance(adapter.get("r"), int):
+        raise AdapterError(f"adapter_config.json in {str(folder)!r} names no rank r: name the folder that save_adapter wrote")
     base = (adapter.get("base_model_name_or_path"), adapter.get("revision"))
     if base != (profile.model, profile.revision):
         raise AdapterError(
@@ -254,11 +256,18 @@ def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) ->
     linear = memory.linear_shapes(config)
     for key, shape in shapes.items():
         kind = next((k for k in linear if f".{k}.lora_" in key), None)
-        wanted = (adapter["r"], linear[kind][1]) if ".lora_A." in key else (linear[kind][0], adapter["r"]) if kind else None
+        outs, ins = linear.get(kind, (None, None))
+        wanted = None if kind is None else (adapter["r"], ins) if ".lora_A." in key else (outs, adapter["r"])
         if shape != wanted:
             raise AdapterError(
                 f"tensor {key} of the adapter in {str(folder)!r} has shape {shape}, the base {profile.model!r} needs {wanted}: it belongs to another base or rank"
             )
+    targets = adapter.get("target_modules")
+    kinds = set(targets) & set(linear) if isinstance(targets, list) else set()
+    if not shapes or (kinds and len(shapes) != 2 * config.num_hidden_layers * len(kinds)):
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} has {len(shapes)} tensors, A and B of {len(kinds)} kinds in {config.num_hidden_layers} layers are {2 * config.num_hidden_layers * len(kinds)}: save or copy it again"
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -10,11 +10,39 @@ from tqdm import tqdm
 from helpers.errors import DataError
 
 IGNORED = -100  # the label that cross entropy leaves out
+TURNS = ("\nUser:", "\nAssistant:")  # what begins a turn in the template
+END = "<|endoftext|>"  # the end token of Falcon's tokenizers, large and tiny
 
 
 def build_prompt(prompt: str) -> str:
     """The one template of the series; the answer follows after a space."""
     return f"User: {prompt}\nAssistant:"
+
+
+def chat_to_pair(messages: Sequence[dict]) -> tuple[str, str]:
+    """(prompt, answer) of a chat: a list of {"role": ..., "content": ...} that begins with an optional system message, alternates user
+    and assistant, and ends with the assistant's answer. `build_prompt` of the prompt is the whole chat in the series' template; only
+    the last answer will be learned. DataError, a sentence without a subject, for anything else.
+    """
+    for number, message in enumerate(messages, start=1):
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("role"), str)
+            or not isinstance(message.get("content"), str)
+        ):
+            raise DataError(f"has no text under 'role' and 'content' in message {number}: give both")
+        if any(marker in message["content"] for marker in TURNS):
+            raise DataError(
+                f"begins a turn of the template inside message {number}: remove {' and '.join(map(repr, TURNS))} there"
+            )
+    system = [message["content"] + "\n" for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system) :]
+    roles = [message["role"] for message in turns]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise DataError(f"has the roles {[m['role'] for m in messages][:6]}: alternate user and assistant, the assistant last")
+    begins = dict(zip(("user", "assistant"), TURNS, strict=True))
+    said = "".join(f"{begins[turn['role']]} {turn['content']}" for turn in turns[:-1])
+    return "".join(system) + said.removeprefix(f"{TURNS[0]} "), turns[-1]["content"]
 
 
 def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
@@ -32,9 +60,10 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, int]:
     encoded = [encode_example(tokenizer, row["prompt"], row["answer"]) for row in records]
     kept = [row for row in encoded if len(row["input_ids"]) <= max_length]
     if not kept:
-        shortest = min(len(row["input_ids"]) for row in encoded)
+        shortest, at = min((len(row["input_ids"]), i) for i, row in enumerate(encoded))
+        place = records[at].get("place")
         raise DataError(
-            f"all {len(encoded)} examples are longer than max_length={max_length} tokens (shortest: {shortest}): raise max_length or shorten the texts"
+            f"all {len(encoded)} examples are longer than max_length={max_length} tokens (shortest: {shortest}{f', {place}' if place else ''}): raise max_length or shorten the texts"
         )
     return Dataset.from_list(kept), len(encoded) - len(kept)
 
@@ -84,26 +113,47 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool = True) -> list[str]:
-    """Greedy answers to `prompts`, in their order. Batches are left-padded and hold prompts of similar length; an answer ends at the end token."""
+def generate_ids(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, **options) -> list[list[int]]:
+    """The new tokens of greedy answers to one batch of prompts: up to and with the end token, or `max_new_tokens` of them without it.
+    `options` go to the model's `generate`: a `streamer`, peft's `adapter_names`, or settings that replace the greedy ones.
+
+    Prompts are padded on the *left* so that each answer begins right behind its prompt. The padding is masked, and rotary attention sees
+    distances only, so it does not matter where a prompt begins. The model has to be in eval mode.
+    """
     encoded = [tokenizer(build_prompt(prompt))["input_ids"] for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    width, end = max(map(len, encoded)), tokenizer.eos_token_id
+    input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in encoded], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "use_cache": True, "eos_token_id": end, "pad_token_id": end}
+    output = model.generate(input_ids=input_ids, attention_mask=mask, **(settings | options))
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output[:, width:].tolist()]
+
+
+def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, **options) -> list[str]:
+    """Greedy answers to one batch of prompts as text, without the end token, see `generate_ids`."""
+    new = generate_ids(model, tokenizer, prompts, max_new_tokens, **options)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
+
+
+def generate(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool = True) -> list[str]:
+    """Greedy answers to `prompts`, in their order, by `generate_batch` over batches of prompts of similar length.
+
+    Puts the model into eval mode with its cache on, and back as it was.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers = [""] * len(prompts)
-    end, was_training, used_cache = tokenizer.eos_token_id, model.training, model.config.use_cache
+    was_training, used_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
-    batches = range(0, len(prompts), batch_size)
-    for start in tqdm(batches, total=math.ceil(len(prompts) / batch_size), desc="generating", disable=not progress, leave=False):
-        rows = by_length[start : start + batch_size]
-        width = max(len(encoded[i]) for i in rows)
-        input_ids = torch.tensor([[end] * (width - len(encoded[i])) + encoded[i] for i in rows], device=model.device)
-        mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in rows], device=model.device)
-        output = model.generate(
-            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=end, pad_token_id=end,
-        )  # fmt: skip
-        for i, ids in zip(rows, output[:, width:].tolist(), strict=True):
-            answer = ids[: ids.index(end)] if end in ids else ids
-            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
-    model.train(was_training)
-    model.config.use_cache = used_cache
+    try:
+        batches = range(0, len(prompts), batch_size)
+        for start in tqdm(
+            batches, total=math.ceil(len(prompts) / batch_size), desc="generating", disable=not progress, leave=False
+        ):
+            rows = by_length[start : start + batch_size]
+            for i, answer in zip(rows, generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens), strict=True):
+                answers[i] = answer
+    finally:
+        model.train(was_training)
+        model.config.use_cache = used_cache
     return answers

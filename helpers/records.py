@@ -1,19 +1,32 @@
-"""Read prompt / answer pairs from JSONL, CSV or Parquet files or a hub data set, and check them. Imports errors and profiles."""
+"""Read prompt / answer pairs from files or a hub data set, and check every row. Imports rows, prompting, profiles, errors.
 
-import csv
+Nothing is lost silently: a row that cannot be used raises a DataError that names it, or, if the caller passes a list, is appended to it.
+"""
+
 import difflib
-import io
-import json
-from collections.abc import Iterator
+import os
+import reprlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
+from helpers import prompting
 from helpers.errors import DataError
 from helpers.profiles import ROOT
+from helpers.rows import MAX_CHARACTERS, READABLE, BadRow, rows_of_file, rows_of_hub
 
 TICKETS = ROOT / "data" / "tickets"
-READABLE = (".jsonl", ".json", ".csv", ".parquet")
+CHAT_COLUMN = "messages"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that was left out: where it is ("my.csv, row 3"), what is wrong with it in a word or two, and in full."""
+
+    place: str
+    kind: str
+    reason: str
 
 
 def read_tickets(split: str, answer_column: str = "ticket") -> Dataset:
@@ -22,30 +35,43 @@ def read_tickets(split: str, answer_column: str = "ticket") -> Dataset:
 
 
 def read_records(
-    source: str | Path, prompt_column: str = "prompt", answer_column: str = "answer", split: str = "train"
+    source: str | Path,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    split: str = "train",
+    dropped: list[Dropped] | None = None,
 ) -> Dataset:
-    """`source` as a Dataset with the columns `prompt` and `answer`. A path with a known ending is a file, anything else a hub data set.
+    """`source` as a Dataset with the columns `prompt`, `answer` and `place` (file and row). A known ending is a file, else a hub data set.
 
-    Raises DataError, naming the file, the row and the way out, for what cannot be read: a missing or empty file, invalid JSON, a
-    missing column, a value that is not text.
+    A row whose prompt column is missing but which has a list of role/content `messages`, or whose prompt column is such a list, is
+    read as a chat: its last message is the answer, all before it the prompt (`prompting.chat_to_pair`).
+
+    The first row that cannot be used raises a DataError that names file, row and way out. With a list as `dropped` such rows are
+    left out and appended to it instead, so that rows kept and rows dropped add up to the rows of the file. A file that cannot be
+    told into rows at all (missing, empty, a folder, not UTF-8, broken CSV or Parquet), or without one usable row, always raises.
     """
     path = Path(source)
-    if path.suffix.lower() in READABLE or path.exists():
-        rows = _rows_of_file(path)
-    else:
-        rows = _rows_of_hub(str(source), split)
-    pairs = []
-    for number, row in rows:
-        for column in (prompt_column, answer_column):
-            if column not in row:
-                raise DataError(f"{path.name}, row {number} has no column {column!r}: choose one of {_nearest(column, row)}")
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise DataError(
-                    f"{path.name}, row {number}: {column!r} is {row[column]!r}, not a text: correct or remove the row"
-                )
-        pairs.append({"prompt": row[prompt_column], "answer": row[answer_column]})
+    is_file = path.suffix.lower() in READABLE or os.path.exists(path)
+    name, rows = (path.name, rows_of_file(path)) if is_file else (str(source), rows_of_hub(str(source), split))
+    pairs, left_out = [], []
+    for place, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            prompt, answer = _pair(row, prompt_column, answer_column)
+        except BadRow as bad:
+            kind, reason = bad.args
+            if dropped is None:
+                raise DataError(f"{name}, {place}{reason}") from None
+            left_out.append(Dropped(f"{name}, {place}", kind, f"{name}, {place}{reason}"))
+        else:
+            pairs.append({"prompt": prompt, "answer": answer, "place": f"{name}, {place}"})
     if not pairs:
-        raise DataError(f"{path.name} holds no rows: give a file with at least one")
+        if left_out:
+            raise DataError(f"none of the {len(left_out)} rows can be used; the first: {left_out[0].reason}")
+        raise DataError(f"{name} holds no rows: give a file with at least one")
+    if dropped is not None:
+        dropped += left_out
     return Dataset.from_list(pairs)
 
 
@@ -60,55 +86,54 @@ def split_records(records: Dataset, test_share: float = 0.1, max_test: int = 300
     return parts["train"], parts["test"]
 
 
-def _rows_of_file(path: Path) -> Iterator[tuple[int, dict]]:
-    if not path.exists():
-        raise DataError(f"there is no file {str(path)!r}: check the name and the folder you started in")
-    if path.is_dir():
-        raise DataError(f"{str(path)!r} is a folder: name one file in it, ending in {', '.join(READABLE)}")
-    if path.suffix.lower() not in READABLE:
-        raise DataError(f"{path.name} ends in {path.suffix!r}: rename or convert it to one of {', '.join(READABLE)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path.name} is empty: give a file with at least one row")
-    if path.suffix.lower() == ".parquet":
+def _pair(row: dict, prompt_column: str, answer_column: str) -> tuple[str, str]:
+    """(prompt, answer) of one row, both proven to be usable text; BadRow if they are not."""
+    chat = CHAT_COLUMN if prompt_column not in row and CHAT_COLUMN in row else prompt_column
+    if isinstance(row.get(chat), list):
         try:
-            yield from enumerate(Dataset.from_parquet(str(path)), start=1)
-        except Exception as error:  # pyarrow's and datasets' own errors share no base class
-            raise DataError(f"{path.name} is not a readable Parquet file: write it again ({error})") from error
-        return
+            prompt, answer = prompting.chat_to_pair(row[chat])
+        except DataError as error:
+            raise BadRow("not a chat", f": {chat!r} {error}") from None
+        columns = {"prompt": prompt, "answer": answer}
+    else:
+        for column in (prompt_column, answer_column):
+            if column not in row:
+                raise BadRow("missing column", f" has no column {column!r}: choose one of {_nearest(column, row)}")
+        columns = {prompt_column: row[prompt_column], answer_column: row[answer_column]}
+        prompt, answer = row[prompt_column], row[answer_column]
+    for column, value in columns.items():
+        _check_text(column, value)
+    for marker in prompting.TURNS:
+        if marker in answer:
+            raise BadRow(
+                "separator", f": the answer contains {marker!r}, which begins a turn in the template: remove it or the row"
+            )
+    return prompt, answer
+
+
+def _check_text(column: str, value: object) -> None:
+    """BadRow unless `value` is a non-empty text of reasonable length that can be encoded and holds no end token."""
+    if not isinstance(value, str):
+        raise BadRow("not a text", f": {column!r} is {reprlib.repr(value)}, not a text: correct or remove the row")
+    if not value.strip():
+        raise BadRow("empty", f": {column!r} is {reprlib.repr(value)}, not a text: correct or remove the row")
+    if len(value) > MAX_CHARACTERS:
+        raise BadRow(
+            "oversized", f": {column!r} has {len(value):,} characters, more than {MAX_CHARACTERS:,}: shorten or remove it"
+        )
+    if prompting.END in value:
+        raise BadRow("separator", f": {column!r} contains the end token {prompting.END!r}: remove it, the series adds its own")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 at byte {error.start}: save it with the encoding UTF-8") from error
-    yield from _rows_of_csv(text) if path.suffix.lower() == ".csv" else _rows_of_json_lines(path.name, text)
-
-
-def _rows_of_csv(text: str) -> Iterator[tuple[int, dict]]:
-    yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2)  # line 1 holds the column names
-
-
-def _rows_of_json_lines(name: str, text: str) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}, line {number} is not valid JSON ({error}): each line must be one JSON object") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number} is a JSON {type(row).__name__}: each line must be one JSON object")
-        yield number, row
-
-
-def _rows_of_hub(name: str, split: str) -> Iterator[tuple[int, dict]]:
-    try:
-        data = load_dataset(name, split=split)
-    except Exception as error:  # hub, network and format errors share no base class
-        raise DataError(
-            f"no file and no hub data set {name!r} (split {split!r}) could be read: check the name and the network ({error})"
-        ) from error
-    yield from enumerate(data, start=1)
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(
+            "broken character", f": {column!r} has half a surrogate pair at character {error.start}: replace it"
+        ) from None
 
 
 def _nearest(column: str, row: dict) -> str:
     names = [str(name) for name in row]
-    return ", ".join(repr(name) for name in (difflib.get_close_matches(column, names) or names[:8]))
+    return (
+        ", ".join(reprlib.repr(name) for name in (difflib.get_close_matches(column, names) or names[:8]))
+        or "none, the row is empty"
+    )
