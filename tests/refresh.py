@@ -3,6 +3,7 @@
 Each runs from its own folder with the tiny profile. Progress bars and log lines (stderr) and run-time metadata are not kept.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,14 @@ from nbclient import NotebookClient
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.notebooks import NOTEBOOKS, ROOT
 
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
+
+
+def is_log_or_bar(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is stderr or a widget: what libraries log, and progress bars, which mean nothing once they are full."""
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or (output.output_type == "stream" and output.name == "stderr")
+
 
 def scrub(notebook: nbformat.NotebookNode) -> None:
     """Drop what depends on the machine or the moment: stderr, timing, the kernel's details."""
@@ -25,7 +34,7 @@ def scrub(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
         if cell.cell_type == "code":
-            kept = [output for output in cell.outputs if not (output.output_type == "stream" and output.name == "stderr")]
+            kept = [output for output in cell.outputs if not is_log_or_bar(output)]
             for i in range(len(kept) - 1, 0, -1):  # what one cell prints is one output, however slowly it came
                 if kept[i - 1].output_type == kept[i].output_type == "stream":
                     kept[i - 1].text += kept.pop(i).text
