@@ -6,7 +6,7 @@ BIN := .venv/bin
 COLAB := .venv-colab/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
-GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny MPLBACKEND=agg TOKENIZERS_PARALLELISM=false
+GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
 .PHONY: finetune test test-colab lab refresh bench pretrain tickets lint
 

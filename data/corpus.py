@@ -13,8 +13,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from build_tickets import SIZES, build, compose, misspell, order_id, requests
-from grammar import HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, URGENCY
+from build_tickets import SIZES, build, compose, misspell, order_id, requests, sentence_case
+from grammar import CLOSINGS, GREETINGS, HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, SMALL_TALK, URGENCY
 
 EOS = "<|endoftext|>"
 PACKAGES = {
@@ -30,14 +30,21 @@ HELD_OUT_TEXTS = (
     "1941_franklin_d_roosevelt_d.txt",
 )
 
+# How the agent restates what a message says: each fact in several ways, in sentences, never as a ticket.
 TOPICS = {
     "refund": "a refund", "exchange": "an exchange", "cancel": "an order to cancel", "delivery": "the delivery",
     "damage": "some damage", "missing": "a missing part", "invoice": "an invoice", "address": "a new address",
 }  # fmt: skip
+ABOUT = ("This is about {topic}.", "You write about {topic}.", 'The topic is "{intent}".', 'I filed it under "{intent}".')
+ITEM = (
+    'The product is "{product}" and the order is "{order}".',
+    "It is the {product} of order {order}.",
+    'For order "{order}" I note "{product}".',
+)
 NOTED = {
-    "high": ("It is urgent, so we will hurry.", "I see that it is urgent."),
-    "normal": ("It will be done in the usual time.", "We will do it in our usual time."),
-    "low": ("It can wait, so we will take our time.", "I see that it can wait."),
+    "high": ("It is urgent, so we will hurry.", "I see that it is urgent.", 'The priority is "high".'),
+    "normal": ("It will be done in the usual time.", "We will do it in our usual time.", 'The priority is "normal".'),
+    "low": ("It can wait, so we will take our time.", "I see that it can wait.", 'The priority is "low".'),
 }
 FIELDS = (
     "name",
@@ -99,7 +106,7 @@ class Corpus:
         self.wishes = {intent: KEY_PHRASES[intent][0] + HELD_OUT_KEY_PHRASES[intent][0] for intent in KEY_PHRASES}
 
     def dialogue(self, rng: random.Random) -> str:
-        """A customer's message and the agent's restatement of it; in half of them product and order stand in quotation marks."""
+        """A customer's message and the agent's restatement of it; each fact in one of several ways, in half of them shuffled."""
         intent, product, order, level = (
             rng.choice(list(KEY_PHRASES)),
             rng.choice(PRODUCTS),
@@ -112,14 +119,27 @@ class Corpus:
             message = misspell(rng, message, (product, order))
         if message in self.forbidden:
             return self.dialogue(rng)
-        about = f"This is about {TOPICS[intent]}."
-        if rng.random() < 0.3:
+        about = rng.choice(ABOUT).format(topic=TOPICS[intent], intent=intent)
+        if rng.random() < 0.2:
             about += f" You want to {rng.choice(self.wishes[intent]).format(p=product)}."
+        facts = [about, rng.choice(ITEM).format(product=product, order=order), rng.choice(NOTED[level])]
         if rng.random() < 0.5:
-            answer = f'{about} The product is "{product}" and the order is "{order}".'
+            rng.shuffle(facts)
+        return f"User: {message}\nAssistant: {' '.join(facts)}"
+
+    def short(self, rng: random.Random) -> str:
+        """A dialogue about one thing, the wish or its urgency, said in one to four ways among small talk: which phrases mean the same."""
+        ways = rng.randrange(1, 5)
+        if rng.random() < 0.4:
+            intent, product = rng.choice(list(KEY_PHRASES)), rng.choice(PRODUCTS)
+            requests = rng.sample(self.requests[intent], ways)
+            keys = [sentence_case(request.format(p=product).strip()) + "." for request in requests]
+            answer = rng.choice(ABOUT).format(topic=TOPICS[intent], intent=intent)
         else:
-            answer = f"{about} It is the {product} of order {order}."
-        return f"User: {message}\nAssistant: {answer} {rng.choice(NOTED[level])}".strip()
+            level = rng.choice(("high", "low"))
+            keys, answer = rng.sample(URGENCY[level] + HELD_OUT_URGENCY[level], ways), rng.choice(NOTED[level])
+        parts = (rng.choice(GREETINGS), *rng.sample((" ".join(keys), rng.choice(SMALL_TALK)), 2), rng.choice(CLOSINGS))
+        return f"User: {' '.join(part for part in parts if part)}\nAssistant: {answer}"
 
     def value(self, rng: random.Random) -> str:
         kind = rng.random()

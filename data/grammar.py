@@ -133,10 +133,14 @@ FRAMES = (
 
 URGENCY = {
     "high": ("This is urgent.", "Please hurry.", "I need this solved today.", "It cannot wait.", "Please act at once.",
-             "I need an answer right now.", "This is very pressing.", "Please be quick, it is urgent."),
+             "I need an answer right now.", "This is very pressing.", "Please be quick, it is urgent.",
+             "I need help as soon as possible.", "Time is short.", "This has to be done today.", "Please treat it as urgent.",
+             "I cannot wait any longer.", "It must be fixed now.", "Please do it right away.", "I am in a great hurry."),
     "normal": ("",),
     "low": ("There is no rush.", "Take your time.", "It is not urgent.", "No hurry at all.", "Whenever you find the time.",
-            "This can wait.", "Next week is early enough.", "I am in no hurry."),
+            "This can wait.", "Next week is early enough.", "I am in no hurry.",
+            "You need not hurry.", "It is fine to do it later.", "I do not mind waiting.", "Please do not rush.",
+            "There is plenty of time.", "Next month will do.", "It has time.", "I am happy to wait."),
 }  # fmt: skip
 HELD_OUT_URGENCY = {
     "high": ("Every hour counts.", "Do it immediately, please.", "I must have this by tonight.", "This is an emergency."),

@@ -1,1 +1,14 @@
-"""Shared loading, prompting and training code of the notebooks. Imports run downwards: see the module docstrings."""
+"""Shared loading, prompting and training code of the notebooks. Imports run downwards: see the module docstrings.
+
+Three messages of the libraries say nothing that a reader could act on; each is silenced here, by its text, before its library loads.
+"""
+
+import logging
+import warnings
+
+# bitsandbytes looks for an optional CPU inference kernel of another package; nothing here uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# On a CPU there is no memory to page to: the optimizer is the same without. Notebook 03 shows what paging does where it does something.
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+# peft 0.21 asks transformers for a property by its former name.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -27,9 +27,6 @@ from helpers import memory
 from helpers.errors import AdapterError, ModelError, NotQuantizedError
 from helpers.profiles import Profile
 
-# bitsandbytes looks for an optional inference kernel of another package and logs that it is not installed; nothing here uses it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
@@ -87,7 +84,7 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
 
     Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts.
     """
-    check_is_falcon(profile)
+    load_config(profile)
     before = transformers.logging.get_verbosity()
     try:
         with falcon_made_of_plain_linear():
@@ -114,8 +111,8 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     return model.eval()
 
 
-def check_is_falcon(profile: Profile) -> None:
-    """ModelError unless the profile names a Falcon that can be found."""
+def load_config(profile: Profile) -> FalconConfig:
+    """The config of the profile's model, no weights; ModelError unless it is a Falcon that can be found."""
     try:
         config = AutoConfig.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -126,6 +123,7 @@ def check_is_falcon(profile: Profile) -> None:
         raise ModelError(
             f"{profile.model!r} is a {config.model_type!r} model and this series tunes Falcon models: choose a model of type 'falcon'"
         )
+    return config
 
 
 def four_bit_layers(model: torch.nn.Module) -> dict[str, Linear4bit]:

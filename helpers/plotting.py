@@ -1,5 +1,6 @@
 """The look of every figure, and the figures that more than one notebook draws. Imports nothing of the series."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,10 @@ class LiveLoss:
         if not losses or (not force and time.monotonic() - self.last < self.seconds):
             return
         figure, axes = plt.subplots()
-        draw_loss(axes, losses, f"Training loss, step {len(losses)} of {self.total}")
+        recent = losses[-20:]
+        draw_loss(
+            axes, losses, f"Loss from {losses[0]:.1f} to {sum(recent) / len(recent):.2g} in {len(losses)} of {self.total} steps"
+        )
         axes.set_xlim(0, self.total)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
@@ -80,6 +84,11 @@ class LiveLoss:
         self.last = time.monotonic()
 
 
+def _share(value: float) -> str:
+    """Two digits, cut rather than rounded, so that 1 means all."""
+    return f"{math.floor(100 * value) / 100:.2f}".lstrip("0") if 0 < value < 1 else f"{value:.0f}"
+
+
 def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
     """For each label one bar a group: shares in [0, 1], written on the bars. The first group is grey, the ground to compare with."""
     width = 0.8 / len(groups)
@@ -87,9 +96,7 @@ def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence
         bars = axes.bar(
             [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))], values, width * 0.95, color=color, label=name
         )
-        axes.bar_label(
-            bars, [f"{value:.2f}".lstrip("0") if 0 < value < 1 else f"{value:.0f}" for value in values], fontsize=9, padding=2
-        )
+        axes.bar_label(bars, [_share(value) for value in values], fontsize=9, padding=2)
     axes.set_ylim(0, 1.12)
     axes.set_xticks(range(len(labels)), labels)
     axes.grid(axis="x", visible=False)

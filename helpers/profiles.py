@@ -61,7 +61,7 @@ PROFILES = {
     for profile in (
         Profile(
             "tiny", "data/tiny-falcon", None, gpu_bytes=0, compute_dtype="float32", max_length=128, micro_batch=16, accumulation=1,
-            max_steps=400, learning_rate=4e-3, save_steps=100, eval_batch=100, activation_checkpointing=False,
+            max_steps=600, learning_rate=2e-3, save_steps=100, eval_batch=100, activation_checkpointing=False,
         ),
         Profile("cpu-7b", **_7B | {"max_steps": 4, "save_steps": 2}, gpu_bytes=0, compute_dtype="bfloat16", max_length=64, micro_batch=1, accumulation=1, eval_batch=1, max_new_tokens=8),
         Profile("colab-t4", **_7B, gpu_bytes=15 * 10**9, compute_dtype="float16", max_length=256, micro_batch=4, accumulation=4, eval_batch=16),

@@ -15,14 +15,14 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from helpers import evaluation, loading, plotting, profiles, prompting, records, results
+from helpers import evaluation, loading, memory, plotting, profiles, prompting, records, results
 from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity
 from helpers.errors import DivergedError, NotQuantizedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
 
 
 def output_folder(profile: Profile, output: str | Path | None = None) -> Path:
-    """The run's folder (default runs/<profile>), made and proven writable; OutputError if it is not."""
+    """The run's folder (default runs/<profile>), made, proven writable, and on a disk with room for the run; OutputError if not."""
     folder = Path(output) if output else ROOT / "runs" / profile.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,13 @@ def output_folder(profile: Profile, output: str | Path | None = None) -> Path:
         raise OutputError(
             f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose another with --output"
         ) from error
+    # Two checkpoints, a third while it is written, and the adapter: each holds float32 weights, the former three Adam's state too.
+    adapter = memory.adapter_parameters(loading.load_config(profile), profile.lora_r, profile.target_modules)
+    need, free = (3 * 12 + 4) * adapter, shutil.disk_usage(folder).free
+    if free < need:
+        raise OutputError(
+            f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and checkpoints and adapter take up to {need / 1e6:,.0f} MB: free some, or choose another disk with --output"
+        )
     return folder
 
 

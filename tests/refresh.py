@@ -26,6 +26,9 @@ def scrub(notebook: nbformat.NotebookNode) -> None:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
         if cell.cell_type == "code":
             kept = [output for output in cell.outputs if not (output.output_type == "stream" and output.name == "stderr")]
+            for i in range(len(kept) - 1, 0, -1):  # what one cell prints is one output, however slowly it came
+                if kept[i - 1].output_type == kept[i].output_type == "stream":
+                    kept[i - 1].text += kept.pop(i).text
             for output in kept:
                 output.pop("transient", None)
                 if "metadata" in output:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -253,6 +254,15 @@ def test_output_folder_not_writable(tmp_path, capsys, nothing_expensive):
     assert line.startswith("OutputError: the output folder") and "choose another with --output" in line
     with pytest.raises(OutputError):
         training.output_folder(profiles.PROFILES["tiny"], tmp_path / "file")
+
+
+def test_a_full_disk_is_told_before_anything_is_loaded(tmp_path, capsys, nothing_expensive, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    line = fails_from_the_command_line(capsys, "--output", str(tmp_path / "run"))
+    assert re.match(
+        r"OutputError: the disk of '.*run' has 1 MB free and checkpoints and adapter take up to 5 MB: free some", line
+    )
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(base, tiny, tokenizer, tmp_path):
