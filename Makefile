@@ -4,11 +4,12 @@ PROFILE ?= tiny
 ARGS ?=
 BIN := .venv/bin
 COLAB := .venv-colab/bin
+TORCHAO := .venv-bench/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab lab refresh bench pretrain tickets lint
+.PHONY: finetune test test-colab lab refresh bench bench-nf4 pretrain tickets lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -32,6 +33,9 @@ refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01
 bench: .venv/ready  ## useful tokens a second: length-grouped batches against padding to the maximum
 	$(BIN)/python -m tests.bench_batching
 
+bench-nf4: .venv-bench/ready  ## NF4 by hand against bitsandbytes and torchao: time and memory (without torchao if it cannot be had)
+	$(TORCHAO)/python -m tests.bench_nf4
+
 tickets: .venv/ready  ## write data/tickets again
 	$(BIN)/python data/build_tickets.py
 
@@ -48,3 +52,9 @@ pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch (fetches two np
 	$(PYTHON) -m venv .venv-colab
 	$(COLAB)/python -m pip install --quiet --requirement tests/requirements-colab.txt
 	touch $@
+
+# torchao alone, on top of what .venv has
+.venv-bench/ready: tests/requirements-bench.txt .venv/ready
+	$(BIN)/python -m venv .venv-bench
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(TORCHAO)/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	if $(TORCHAO)/python -m pip install --quiet --no-deps --requirement tests/requirements-bench.txt; then touch $@; fi

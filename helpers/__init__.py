@@ -10,5 +10,7 @@ import warnings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # On a CPU there is no memory to page to: the optimizer is the same without. Notebook 03 shows what paging does where it does something.
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
-# peft 0.21 asks transformers for a property by its former name.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+# peft 0.21 calls transformers by former names.
+warnings.filterwarnings(
+    "ignore", message="`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated", category=FutureWarning
+)

@@ -35,3 +35,7 @@ class CheckpointError(TutorialError):
 
 class DivergedError(TutorialError):
     """Training produced a loss that is not a finite number."""
+
+
+class PlanError(TutorialError):
+    """A memory plan asked for with an unknown name or an impossible size."""

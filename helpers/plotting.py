@@ -101,3 +101,44 @@ def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence
     axes.set_xticks(range(len(labels)), labels)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))
+
+
+MEMORY_PARTS = {  # what a bar of draw_memory shows together, in this order
+    "weights": (("weights", "constants", "rest", "casts", "workspace"), BLUE),
+    "gradients": (("gradients",), ORANGE),
+    "optimizer": (("optimizer",), RED),
+    "adapter": (("adapter",), YELLOW),
+    "activations, logits": (("activations", "logits"), GREEN),
+    "CUDA context": (("context",), GREY),
+}
+
+
+def draw_memory(axes, plans: Mapping[str, Mapping[str, int]], cards: Mapping[str, int], limit: float) -> None:
+    """One stacked bar (GB) for each label: its plan as a mapping of part to bytes; a line for each card; bars over `limit` end in an arrow."""
+    for row, parts in enumerate(plans.values()):
+        left = 0.0
+        for name, (members, color) in MEMORY_PARTS.items():
+            width = sum(parts[member] for member in members) / 1e9
+            shown = min(width, max(0.0, limit - left))
+            axes.barh(row, shown, left=left, color=color, label=name if row == 0 else None)
+            left += width
+        inside = left > 0.93 * limit
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        place = {"ha": "right", "weight": "bold", "color": "white"} if inside else {"ha": "left", "bbox": clear}
+        text = f"{left:.0f} GB" + (" →" if left > limit else "")
+        axes.text(0.99 * limit if inside else left + 0.01 * limit, row, text, va="center", fontsize=10, **place)
+    for card, size in cards.items():
+        axes.axvline(size / 1e9, color="black", linewidth=1, linestyle="--", zorder=0)
+        axes.text(
+            size / 1e9,
+            -0.8,
+            card,
+            ha="center",
+            va="center",
+            fontsize=10,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    axes.set_yticks(range(len(plans)), list(plans))
+    axes.set(xlim=(0, limit), ylim=(len(plans) - 0.5, -1.1))
+    axes.grid(axis="y", visible=False)
+    axes.legend(ncols=3, fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.14))

@@ -3,6 +3,7 @@
 Each runs from its own folder with the tiny profile. Progress bars and log lines (stderr) and run-time metadata are not kept.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.notebooks import NOTEBOOKS, ROOT
+
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
 
 
 def scrub(notebook: nbformat.NotebookNode) -> None:

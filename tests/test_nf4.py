@@ -1,0 +1,199 @@
+"""NF4 and double quantization as notebook 02 teaches them, against bitsandbytes: not one byte may differ."""
+
+import bitsandbytes.functional as F
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.lessons import load_definitions
+
+CHECKS = ("FLOATS", "check_floats", "check_block_size", "check_finite", "check_length")
+CODEBOOKS = ("normal_float_codebook", "NF4_CODEBOOK", "dynamic_map", "DYNAMIC_MAP")
+FUNCTIONS = ("quantize_nf4", "dequantize_nf4", "double_quantize", "double_dequantize")
+nf4 = load_definitions("02", *CHECKS, *CODEBOOKS, *FUNCTIONS)
+quantize_nf4, dequantize_nf4 = nf4["quantize_nf4"], nf4["dequantize_nf4"]
+double_quantize, double_dequantize = nf4["double_quantize"], nf4["double_dequantize"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("normal", "uniform", "heavy-tailed", "constant", "zero", "denormal", "huge", "midpoints", "two outliers", "zero blocks")
+cases = given(
+    kind=st.sampled_from(KINDS),
+    n=st.one_of(st.integers(1, 300), st.integers(1, 40_000), st.sampled_from((64, 128, 4096, 16_384))),
+    seed=st.integers(0, 2**31),
+    block_size=st.sampled_from((32, 64, 64, 64, 128, 512, 4096)),
+)
+thoroughly = settings(derandomize=True, max_examples=250, deadline=None, database=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_compiling():
+    """bitsandbytes compiles its code for odd sizes, once for each shape; eagerly it computes the same in no time."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+def weights(kind, n, seed, dtype):
+    """`n` weights of a kind, in `dtype`, always finite."""
+    generator, info = torch.Generator().manual_seed(seed), torch.finfo(dtype)
+    normal = torch.randn(n, generator=generator)
+    uniform = torch.rand(n, generator=generator) * 2 - 1
+    midpoints = (nf4["NF4_CODEBOOK"][:-1] + nf4["NF4_CODEBOOK"][1:]) / 2
+    ties = midpoints[torch.randint(15, (n,), generator=generator)]
+    ties[::32] = 1.0
+    spiked = normal.clone()
+    spiked[torch.randint(n, (2,), generator=generator)] = 60.0
+    gaps = normal.clone()
+    gaps[n // 3 : 2 * n // 3] = 0
+    made = dict(
+        zip(
+            KINDS,
+            (normal, uniform, normal / uniform, uniform[:1].repeat(n), torch.zeros(n), uniform * info.tiny)
+            + (uniform * info.max, ties, spiked, gaps),
+            strict=True,
+        )
+    )
+    return made[kind].nan_to_num(0.0, 1.0, -1.0).clamp(info.min, info.max).to(dtype)
+
+
+def differing_bytes(a, b):
+    """How many bytes of two tensors of equal shape and dtype differ; -0 and 0 do."""
+    assert a.dtype == b.dtype and a.numel() == b.numel()
+    return (a.flatten().view(torch.uint8) != b.flatten().view(torch.uint8)).sum().item()
+
+
+def differing_reads(ours, theirs):
+    """`differing_bytes` of dequantized weights. The bfloat16 instruction of some CPUs takes subnormal numbers for zero, and bitsandbytes
+    uses it for some lengths and not for others: there, and only there, a subnormal value and zero count as equal."""
+    theirs = theirs.reshape(ours.shape)
+    if ours.dtype == torch.bfloat16:
+        subnormal = ours.abs() <= torch.finfo(torch.bfloat16).tiny
+        assert (theirs[subnormal].abs() <= torch.finfo(torch.bfloat16).tiny).all()
+        ours, theirs = ours.masked_fill(subnormal, 0), theirs.masked_fill(subnormal, 0)
+    return differing_bytes(ours, theirs)
+
+
+@cases
+@thoroughly
+def test_quantizes_and_dequantizes_to_the_bytes_of_bitsandbytes(kind, n, seed, block_size):
+    for dtype in DTYPES:
+        w = weights(kind, n, seed, dtype)
+        packed, absmax = quantize_nf4(w, block_size)
+        stored, state = F.quantize_4bit(w, blocksize=block_size, quant_type="nf4")
+        assert differing_bytes(packed, stored) == 0
+        assert differing_bytes(absmax, state.absmax) == 0
+        read = dequantize_nf4(packed, absmax, w.shape, dtype, block_size)
+        assert read.shape == w.shape
+        assert differing_reads(read, F.dequantize_4bit(stored, state)) == 0
+
+
+@cases
+@thoroughly
+def test_double_quantizes_to_the_bits_of_bitsandbytes(kind, n, seed, block_size):
+    for dtype in DTYPES:
+        w = weights(kind, n, seed, dtype)
+        packed, absmax = quantize_nf4(w, block_size)
+        if not absmax.mean().isfinite():  # huge weights only: bitsandbytes would store NaN
+            with pytest.raises(ValueError, match="mean of absmax is inf"):
+                double_quantize(absmax)
+            continue
+        codes, absmax2, offset = double_quantize(absmax)
+        stored, state = F.quantize_4bit(w, blocksize=block_size, quant_type="nf4", compress_statistics=True)
+        assert differing_bytes(codes, state.absmax) == 0
+        assert differing_bytes(absmax2, state.state2.absmax) == 0
+        assert offset.equal(state.offset)
+        read = dequantize_nf4(packed, double_dequantize(codes, absmax2, offset), w.shape, dtype, block_size)
+        assert differing_reads(read, F.dequantize_4bit(stored, state)) == 0
+
+
+@given(n=st.integers(1, 3000), seed=st.integers(0, 2**31), block_size=st.sampled_from((64, 256, 1024)))
+@thoroughly
+def test_double_quantizes_any_positive_constants(n, seed, block_size):
+    absmax = torch.rand(n, generator=torch.Generator().manual_seed(seed)).log().neg() * 10.0 ** (seed % 40 - 20)
+    codes, absmax2, offset = double_quantize(absmax, block_size)
+    stored, state = F.quantize_blockwise(absmax - absmax.mean(), blocksize=block_size)
+    assert differing_bytes(codes, stored) == differing_bytes(absmax2, state.absmax) == 0
+    theirs = F.dequantize_blockwise(stored, state) + offset
+    assert differing_bytes(double_dequantize(codes, absmax2, offset, block_size), theirs) == 0
+
+
+def test_codebooks_are_the_librarys_bits():
+    assert nf4["NF4_CODEBOOK"].equal(F.get_4bit_type("nf4", device="cpu"))
+    assert nf4["DYNAMIC_MAP"].equal(F.create_dynamic_map())
+
+
+@pytest.mark.parametrize("n", [2**20 - 64, 2**20, 2**20 + 64, 2**21 + 33, 3 * 2**20 + 1])
+def test_chunks_join_without_a_seam(n):
+    w = weights("normal", n, 0, torch.float32)
+    packed, absmax = quantize_nf4(w)
+    stored, state = F.quantize_4bit(w, quant_type="nf4")
+    assert differing_bytes(packed, stored) == differing_bytes(absmax, state.absmax) == 0
+    assert differing_bytes(dequantize_nf4(packed, absmax, w.shape, w.dtype), F.dequantize_4bit(stored, state)) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 48), (5, 96), (4, 80), (7, 33), (2, 3, 64), ()])
+def test_any_shape_comes_back_within_half_a_step(shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, absmax = quantize_nf4(w)
+    read = dequantize_nf4(packed, absmax, w.shape, w.dtype)
+    assert read.shape == w.shape
+    widest = nf4["NF4_CODEBOOK"].diff().max() / 2
+    limit = absmax.repeat_interleave(64)[: w.numel()] * widest * 1.0001
+    assert ((read - w).flatten().abs() <= limit).all()
+
+
+def test_a_transposed_matrix_and_a_parameter_are_read_in_their_own_order():
+    w = torch.randn(128, 64)
+    assert quantize_nf4(w.T)[0].equal(quantize_nf4(w.T.contiguous())[0])
+    packed, absmax = quantize_nf4(torch.nn.Parameter(w))
+    assert not absmax.requires_grad and packed.equal(quantize_nf4(w)[0])
+
+
+W = torch.linspace(-1, 1, 128)
+PACKED, ABSMAX = quantize_nf4(W)
+CODES, ABSMAX2, OFFSET = double_quantize(ABSMAX)
+
+
+def spoiled(value):
+    w = W.clone()
+    w[70] = value
+    return w
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: quantize_nf4(torch.arange(64)), TypeError, "w is torch.int64"),
+        (lambda: quantize_nf4(W.double()), TypeError, "w is torch.float64"),
+        (lambda: quantize_nf4([0.1, 0.2]), TypeError, "w is list"),
+        (lambda: quantize_nf4(torch.empty(0, 64)), ValueError, r"w has shape \(0, 64\)"),
+        (lambda: quantize_nf4(spoiled(float("nan"))), ValueError, "nan at flat index 70"),
+        (lambda: quantize_nf4(spoiled(float("inf"))), ValueError, "inf at flat index 70"),
+        (lambda: quantize_nf4(spoiled(float("-inf")).bfloat16()), ValueError, "-inf at flat index 70"),
+        (lambda: quantize_nf4(spoiled(float("nan"))[:71]), ValueError, "nan at flat index 70"),
+        (lambda: quantize_nf4(W, 48), ValueError, "block_size 48"),
+        (lambda: quantize_nf4(W, 1), ValueError, "block_size 1 "),
+        (lambda: quantize_nf4(W, 0), ValueError, "block_size 0"),
+        (lambda: quantize_nf4(W, -64), ValueError, "block_size -64"),
+        (lambda: quantize_nf4(W, 64.0), ValueError, "block_size 64.0"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX[:1], W.shape, W.dtype), ValueError, "absmax has 1 elements where 2"),
+        (lambda: dequantize_nf4(PACKED[:-1], ABSMAX, W.shape, W.dtype), ValueError, "packed has 63 elements where 64"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX, (129,), W.dtype), ValueError, "packed has 64 elements where 65"),
+        (lambda: dequantize_nf4(PACKED.int(), ABSMAX, W.shape, W.dtype), TypeError, "packed is torch.int32"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX.half(), W.shape, W.dtype), TypeError, "absmax is torch.float16"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX, W.shape, torch.int8), TypeError, "dtype is torch.int8"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX, W.shape, W.dtype, 63), ValueError, "block_size 63"),
+        (lambda: double_quantize(ABSMAX.half()), TypeError, "absmax is torch.float16"),
+        (lambda: double_quantize(ABSMAX[:0]), ValueError, r"absmax has shape \(0,\)"),
+        (lambda: double_quantize(spoiled(float("nan"))), ValueError, "nan at flat index 70"),
+        (lambda: double_quantize(torch.full((4,), 3e38)), ValueError, "mean of absmax is inf"),
+        (lambda: double_quantize(ABSMAX, 100), ValueError, "block_size 100"),
+        (lambda: double_dequantize(CODES.int(), ABSMAX2, OFFSET), TypeError, "codes is torch.int32"),
+        (lambda: double_dequantize(CODES, ABSMAX2.repeat(2), OFFSET), ValueError, "absmax2 has 2 elements where 1"),
+        (lambda: double_dequantize(CODES, ABSMAX2, OFFSET, 3), ValueError, "block_size 3"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
