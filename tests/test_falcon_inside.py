@@ -92,7 +92,7 @@ def test_rotary_dot_products_depend_on_the_distance_alone(lesson):
     scores = lesson["rotary"](q) @ lesson["rotary"](k).T
     for distance in (0, 1, 5, 100):
         same = scores.diagonal(-distance)
-        torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-3, rtol=0)
     assert (scores[:, 0] - scores[0, 0]).abs().max() > 1  # and they do depend on it
 
 
