@@ -71,20 +71,27 @@ def trained(task: str, profile: Profile, seed: int = 0) -> Trained:
 
 
 def read_trained(output: Path, profile: Profile, fingerprint: str, seed: int = 0) -> Trained:
-    """The adapter of a run's folder. AdapterError unless it is whole and its record names this profile's base, settings and seed."""
+    """The adapter of a run's folder. AdapterError unless it is whole and its record names this profile's base, settings, seed and versions."""
     folder = output / "adapter"
     loading.check_adapter(folder, profile, loading.load_config(profile))
     try:
         record = json.loads((output / "results.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        found = {key: record[key] for key in ("profile", "steps", "seed", "base_sha256")}
+        found = {key: record[key] for key in ("profile", "steps", "seed", "versions")}
+        found["base_sha256"] = (folder / loading.BASE_SHA256).read_text().strip()
         found |= {key: config[key] for key in ("r", "lora_alpha")} | {"target_modules": sorted(config["target_modules"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
             f"results.json in {output.name!r} does not say how the adapter was trained ({error!r}): train it again"
         ) from error
-    wanted = {"profile": profile.name, "steps": profile.max_steps, "seed": seed, "base_sha256": fingerprint, "r": profile.lora_r}
-    wanted |= {"lora_alpha": profile.lora_alpha, "target_modules": sorted(profile.target_modules)}
+    wanted = {
+        "profile": profile.name,
+        "steps": profile.max_steps,
+        "seed": seed,
+        "versions": results.versions(),
+        "r": profile.lora_r,
+    }
+    wanted |= {"base_sha256": fingerprint, "lora_alpha": profile.lora_alpha, "target_modules": sorted(profile.target_modules)}
     for key, value in wanted.items():
         if found[key] != value:
             raise AdapterError(f"it was trained with {key} {found[key]!r} and {value!r} is asked for: train it again")

@@ -18,7 +18,7 @@ def adapter_card(profile: Profile, record: dict, config: dict, describes: str, d
         "base revision": f"`{record['revision']}`"
         if record["revision"]
         else "a folder of the repository that trained the adapter",
-        "base weights": f"{record['linear4bit_modules']} layers in NF4 with double quantization, sha256 `{record['base_sha256'][:16]}`",
+        "base weights": f"{record['linear4bit_modules']} layers in NF4 with double quantization",
         "training data": data,
         "LoRA": f"r = {config['r']}, alpha = {config['lora_alpha']}, on {', '.join(sorted(config['target_modules']))}",
         "trainable parameters": f"{record['parameters_trainable']:,} of {record['parameters_total']:,}",

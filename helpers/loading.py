@@ -27,6 +27,8 @@ from helpers import memory
 from helpers.errors import AdapterError, ModelError, NotQuantizedError
 from helpers.profiles import Profile
 
+BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
+
 
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
@@ -204,11 +206,15 @@ def base_fingerprint(model: torch.nn.Module) -> str:
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:
-    """Write the adapter (safetensors and config, no base weights) to `folder`: first beside it, then renamed, so never half a file."""
+    """Write the adapter (safetensors and config, no base weights) to `folder`: first beside it, then renamed, so never half a file.
+
+    `BASE_SHA256` beside it says which bits it was trained on. It is for the record: another kind of device may round the same base otherwise.
+    """
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, safe_serialization=True)
+    (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return folder

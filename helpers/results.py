@@ -35,7 +35,6 @@ def collect(
         "revision": profile.revision,
         "seed": seed,
         "versions": versions(),
-        "base_sha256": loading.base_fingerprint(model),
         "parameters_total": model.get_nb_trainable_parameters()[1],
         "parameters_trainable": loading.trainable_parameters(model),
         **asdict(proof),

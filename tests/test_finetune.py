@@ -13,7 +13,7 @@ from helpers import checkpoints
 from helpers.profiles import ROOT
 
 KEYS = {
-    "profile", "model", "revision", "seed", "versions", "base_sha256", "parameters_total", "parameters_trainable", "linear4bit_modules", "footprint_bytes",
+    "profile", "model", "revision", "seed", "versions", "parameters_total", "parameters_trainable", "linear4bit_modules", "footprint_bytes",
     "footprint_expected_bytes", "before", "after", "after_reworded", "perplexity_before", "train_seconds", "total_seconds", "steps", "final_loss",
     "useful_tokens_per_second", "peak_rss_bytes", "adapter_dir",
 }  # fmt: skip
@@ -42,6 +42,7 @@ def test_main_job_reaches_its_figures(main_job):
     assert sorted(p.name for p in (folder / "adapter").iterdir() if p.suffix != ".md") == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base.sha256",
     ]
 
 

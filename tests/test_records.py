@@ -32,7 +32,11 @@ WHOLE_FILE = {
     "binary without zeros": ("d.csv", b"a,b\n\x80\x81\x82", "d.csv, line 2 is not UTF-8 at byte 4: save it"),
     "UTF-16 with mark": ("d.jsonl", GOOD.encode("utf-16"), "d.jsonl is UTF-16: save it with the encoding UTF-8"),
     "UTF-16 without mark": ("d.jsonl", GOOD.encode("utf-16-le"), "line 1 holds a zero byte .* binary or UTF-16: save it"),
-    "Latin-1": ("d.jsonl", GOOD.encode() + as_line().replace(b"a", "é".encode("latin-1")), "d.jsonl, line 2 is not UTF-8 at byte 43: save it"),
+    "Latin-1": (
+        "d.jsonl",
+        GOOD.encode() + as_line().replace(b"a", "é".encode("latin-1")),
+        "d.jsonl, line 2 is not UTF-8 at byte 43: save it",
+    ),
     "Latin-1 behind a mark": ("d.csv", b"\xef\xbb\xbfprompt\n\xe9", "d.csv, line 2 is not UTF-8 at byte 10: save it"),
     "only a header": ("d.csv", b"prompt,answer\n", "d.csv holds no rows: give a file"),
     "unclosed quote": ("d.csv", b'prompt,answer\n"a,b\nc,d\n', "d.csv, line 3 is not valid CSV .*: check its quotes"),
