@@ -34,8 +34,8 @@ class DataReport:
         problems = [(f"left out: {kind}", places) for kind, places in kinds.items()]
         problems += [
             (f"longer than {self.max_length} tokens", self.too_long),
-            ("repeat an earlier row", self.repeated),
-            ("contradict an earlier row", self.contradicting),
+            ("repeat another row", self.repeated),
+            ("contradict another row", self.contradicting),
             ("test prompts also in train", self.overlapping),
         ]
         kept = f"{len(self.train_lengths)} train + {len(self.test_lengths)} test + {len(self.dropped)} left out"

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from helpers import evaluation, loading, memory, plotting, profiles, prompting, records, results
+from helpers import data_report, evaluation, loading, memory, plotting, profiles, prompting, records, results
 from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity
 from helpers.errors import DivergedError, NotQuantizedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
@@ -175,6 +175,8 @@ def run(
         (train_set, test), reworded = records.split_records(records.read_records(data, *columns)), None
     tokenizer = loading.load_tokenizer(profile)
     encoded, left_out = prompting.encode(train_set, tokenizer, profile.max_length)
+    if data is not None:
+        print(data_report.inspect_data(train_set, test, tokenizer, profile.max_length))
     print(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
 
     model = loading.load_base(profile)
