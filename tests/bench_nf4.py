@@ -4,6 +4,7 @@ on a 4096 x 4096 matrix in float32 and bfloat16; then the peak of extra memory w
 
 import contextlib
 import importlib
+import itertools
 import logging
 import statistics
 import subprocess
@@ -11,26 +12,23 @@ import sys
 import time
 from collections.abc import Callable
 
-import bitsandbytes.functional as F
 import torch
 
 from helpers.lessons import load_definitions
 
+logging.disable(logging.WARNING)  # on import, bitsandbytes and torchao list the GPU extensions that they do not load
 CHECKS = ("FLOATS", "check_floats", "check_block_size", "check_finite", "check_length")
 nf4 = load_definitions("02", *CHECKS, "normal_float_codebook", "NF4_CODEBOOK", "quantize_nf4", "dequantize_nf4")
+F = nf4["F"]  # bitsandbytes.functional, as the notebook imports it
 SIZE, TURNS, BLOCK, SCALER_BLOCK = 4096, 9, 64, 256
 
 
 def torchao_to_nf4() -> Callable | None:
     """torchao's quantizer, from where its releases keep it, or None if torchao is not installed."""
-    logging.disable(logging.WARNING)  # on import it lists the GPU extensions that it does not load
-    try:
-        for module in ("torchao.quantization.quantize_.workflows.nf4.nf4_tensor", "torchao.dtypes.nf4tensor"):
-            with contextlib.suppress(ImportError):
-                return importlib.import_module(module).to_nf4
-        return None
-    finally:
-        logging.disable(logging.NOTSET)
+    for module in ("torchao.quantization.quantize_.workflows.nf4.nf4_tensor", "torchao.dtypes.nf4tensor"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(module).to_nf4
+    return None
 
 
 def medians(contenders: dict[str, Callable]) -> dict[str, float]:
@@ -45,11 +43,11 @@ def medians(contenders: dict[str, Callable]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_bytes_a_weight(name: str) -> float:
-    """Growth of this process's peak memory while `name` quantizes a float32 matrix, outputs included, by weight. Linux only."""
+def peak_bytes_a_weight(name: str, dtype: torch.dtype) -> float:
+    """Growth of this process's peak memory while `name` quantizes a matrix of `dtype`, outputs included, by weight. Linux only."""
     quantize = {"by hand": nf4["quantize_nf4"], "bitsandbytes": lambda w: F.quantize_4bit(w, quant_type="nf4")}[name]
     quantize(torch.randn(BLOCK))  # what the first call loads does not count
-    w = torch.randn(SIZE, SIZE)
+    w = torch.empty(SIZE, SIZE, dtype=dtype).normal_()
 
     def peak() -> int:
         with open("/proc/self/status") as status:
@@ -90,14 +88,14 @@ def main() -> None:
     if not to_nf4:
         print("torchao is not installed, its rows are left out")
     if sys.platform == "linux":
-        for name in ("by hand", "bitsandbytes"):
-            command = [sys.executable, "-m", "tests.bench_nf4", name]
+        for dtype, name in itertools.product(("float32", "bfloat16"), ("by hand", "bitsandbytes")):
+            command = [sys.executable, "-m", "tests.bench_nf4", name, dtype]  # a process each, since a peak only grows
             run = subprocess.run(command, capture_output=True, text=True, check=True)
-            print(f"peak extra memory while quantizing float32, {name}: {run.stdout.split()[-1]} bytes a weight")
+            print(f"peak extra memory while quantizing {dtype:<8} {name:<13} {run.stdout.split()[-1]} bytes a weight")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        print(f"{peak_bytes_a_weight(sys.argv[1]):.2f}")
+    if len(sys.argv) == 3:
+        print(f"{peak_bytes_a_weight(sys.argv[1], getattr(torch, sys.argv[2])):.2f}")
     else:
         main()
