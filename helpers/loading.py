@@ -213,7 +213,8 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, safe_serialization=True)
+    # Embeddings are never trained here; to decide that by itself, peft would ask the hub for the base's config.
+    model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
     (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
