@@ -86,8 +86,10 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
 
     Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts.
     """
-    load_config(profile)
-    before = transformers.logging.get_verbosity()
+    small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8
+    bars = transformers.logging.is_progress_bar_enabled()
+    if small:  # loads in a tenth of a second
+        transformers.logging.disable_progress_bar()
     try:
         with falcon_made_of_plain_linear():
             model = FalconForCausalLM.from_pretrained(
@@ -101,7 +103,8 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
             f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
         ) from error
     finally:
-        transformers.logging.set_verbosity(before)
+        if bars:
+            transformers.logging.enable_progress_bar()
     for module in four_bit_layers(model).values():
         # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference, rounds the block scales to
         # bfloat16, and from then on passes no gradient back through the layer, even in training. Keep the one format that trains.
