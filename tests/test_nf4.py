@@ -42,6 +42,7 @@ def weights(kind, n, seed, dtype):
     midpoints = (nf4["NF4_CODEBOOK"][:-1] + nf4["NF4_CODEBOOK"][1:]) / 2
     ties = midpoints[torch.randint(15, (n,), generator=generator)]
     ties[::32] = 1.0
+    ties = ties * (0.5 + uniform[:1].abs())  # an absmax other than 1, so that dividing and multiplying by its reciprocal differ
     spiked = normal.clone()
     spiked[torch.randint(n, (2,), generator=generator)] = 60.0
     gaps = normal.clone()
