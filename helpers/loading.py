@@ -5,6 +5,7 @@ Falcon is the reason for most of this module: `from_pretrained(falcon, quantizat
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -192,7 +193,10 @@ def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0) -> Pe
     config = LoraConfig(
         r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.target_modules), task_type="CAUSAL_LM", revision=profile.revision,
     )  # fmt: skip
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    # Embeddings are never trained here; to decide that by itself, peft would ask the hub for the base's config at every save.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    return model
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:
@@ -216,7 +220,6 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    # Embeddings are never trained here; to decide that by itself, peft would ask the hub for the base's config.
     model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
     (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
