@@ -22,7 +22,6 @@ from helpers.errors import (
     OutputError,
     ProfileError,
 )
-from tests.notebooks import ROOT
 from tests.test_helpers import Card
 
 GOOD = '{"prompt": "a", "answer": "b"}\n'
