@@ -179,19 +179,19 @@ def prove_4bit(model: FalconForCausalLM) -> FourBitProof:
     return FourBitProof(len(layers), found, expected)
 
 
-def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0) -> PeftModel:
-    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`."""
+def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0, **options) -> PeftModel:
+    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`. `options` go to peft's LoraConfig."""
     checkpointing = profile.activation_checkpointing
-    options = {"use_reentrant": False} if checkpointing else None
+    reentrant = {"use_reentrant": False} if checkpointing else None
     model = prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=options
+        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=reentrant
     )
     model.config.use_cache = not checkpointing
     transformers.set_seed(seed)
     # The name and revision, not this machine's folder, are what an adapter file should say about its base.
     model.name_or_path, model.config._name_or_path = profile.model, profile.model
     config = LoraConfig(
-        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.target_modules), task_type="CAUSAL_LM", revision=profile.revision,
+        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.target_modules), task_type="CAUSAL_LM", revision=profile.revision, **options,
     )  # fmt: skip
     model = get_peft_model(model, config)
     # Embeddings are never trained here; to decide that by itself, peft would ask the hub for the base's config at every save.
