@@ -142,3 +142,18 @@ def draw_memory(axes, plans: Mapping[str, Mapping[str, int]], cards: Mapping[str
     axes.set(xlim=(0, limit), ylim=(len(plans) - 0.5, -1.1))
     axes.grid(axis="y", visible=False)
     axes.legend(ncols=3, fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.14))
+
+
+def draw_intervals(
+    axes, values: Mapping[str, Sequence[float]], interval, color: str = BLUE, shift: float = 0.0, label=None
+) -> None:
+    """A row for each label: every value as a small dot, their mean, and a bar as wide as `interval(values)`, (mean, half width), says."""
+    for row, points in enumerate(values.values()):
+        mean, half = interval(points)
+        axes.plot(points, [row + shift] * len(points), "o", color=GREY, markersize=4, alpha=0.8, zorder=1)
+        axes.errorbar(
+            mean, row + shift, xerr=half, fmt="o", color=color, markersize=8, capsize=4, zorder=2, label=None if row else label
+        )
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from helpers import evaluation, loading, prompting, records
 from helpers.errors import DataError, DivergedError
 from helpers.study.formats import load_format, prepare, training_bytes
-from helpers.study.run import BATCH, DATA, FORMATS, METHODS, STEPS, TEXT_STEPS, WARMUP, Run
+from helpers.study.run import BATCH, DATA, FORMATS, METHODS, STEPS, TARGETS, TEXT_STEPS, WARMUP, Run
 from helpers.study.scoring import answer_logits, answer_losses, encoded, text_perplexity, text_windows, tokenizer
 from helpers.study.skew import skewed_rows, urgent_shares
 
@@ -25,10 +25,7 @@ PROBE_EVERY, PROBE_ROWS = 25, 64  # how often, and on how many validation rows, 
 
 def execute(run: Run) -> dict:
     """Train as `run` says and return its row: the run, its scores, losses, perplexities, bytes and seconds. DivergedError on a loss that is not finite."""
-    if run.method not in METHODS or run.format not in FORMATS or run.data not in DATA or run.examples < BATCH:
-        raise DataError(
-            f"{run} cannot be run: choose a method of {', '.join(METHODS)}, a format of {', '.join(FORMATS)}, data of {', '.join(DATA)}, and at least {BATCH} examples"
-        )
+    check(run)
     torch.manual_seed(run.seed)
     began = time.monotonic()
     model = prepare(run)
@@ -50,6 +47,18 @@ def execute(run: Run) -> dict:
     if run.experiment == "bias":
         row["urgent_group"], row["urgent_other"] = urgent_shares(model)
     return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def check(run: Run) -> None:
+    """DataError, naming the value and the choices, for a run that cannot be."""
+    for field, choices in (("method", METHODS), ("format", FORMATS), ("data", DATA), ("targets", TARGETS)):
+        value = getattr(run, field)
+        if value not in choices and not (field == "targets" and run.method == "full"):
+            raise DataError(f"a run cannot have {field} {value!r}: choose one of {', '.join(choices)}")
+    if run.examples < BATCH or run.rank < (run.method != "full"):
+        raise DataError(
+            f"a run cannot have rank {run.rank} and {run.examples} examples: give at least rank 1 and {BATCH} examples"
+        )
 
 
 @cache
