@@ -8,7 +8,7 @@ from helpers.study.run import Run
 
 ALL_EXAMPLES = 2400
 SEEDS, FEW_SEEDS, GRID_SEEDS = range(5), range(3), (100, 101)  # the grid has seeds of its own: it must not choose by luck
-GRID = (3e-4, 1e-3, 3e-3, 9e-3)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 9e-3)
 TEXT_LEARNING_RATE = 1e-3
 WAYS = (("full", "fp32"), ("full", "bf16"), ("lora", "bf16"), *(("lora", format) for format in ("nf4+dq", "nf4", "fp4", "int4")))
 # peft computes PiSSA from the weights themselves, which a 4-bit layer does not have: it starts from the 16-bit base.
