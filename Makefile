@@ -9,7 +9,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab lab refresh study bench bench-nf4 pretrain tickets lint
+.PHONY: finetune test test-colab lab refresh study mutations bench bench-nf4 pretrain tickets lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -32,6 +32,9 @@ refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01
 
 study: .venv/ready  ## the runs of notebook 07 that data/study.csv lacks: all, or EXPERIMENT=few-data; about an hour and a half on two cores
 	$(BIN)/python -m helpers.study $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(ARGS)
+
+mutations: .venv/ready  ## plant faults one at a time and see the tests catch each; about half an hour
+	$(BIN)/python -m tests.mutations $(ARGS)
 
 bench: .venv/ready  ## useful tokens a second: length-grouped batches against padding to the maximum
 	$(BIN)/python -m tests.bench_batching

@@ -1,0 +1,116 @@
+"""Plant realistic faults, one at a time, in a copy of the repository, and see that the tests named beside each catch it.
+
+`make mutations` prints the table; exit status 1 if a fault survives. A fault is (name, file, text, text with the fault, tests to run).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = {number: f"notebooks/{name}.ipynb" for number, name in (("01", "01_lora_math"), ("02", "02_nf4_quantization"))}
+
+FAULTS = [
+    # LoRA
+    ("alpha/r is r/alpha", NOTEBOOKS["01"], "False), alpha / r, False", "False), r / alpha, False", "test_lora_math.py"),
+    ("A transposed at the start", NOTEBOOKS["01"], 'einsum(x, self.A, self.B, "... i, r i, o r -> ... o")', 'einsum(x, self.A.reshape(-1, self.A.shape[0]), self.B, "... i, i r, o r -> ... o")', "test_lora_math.py"),
+    ("alpha doubled", "helpers/loading.py", "lora_alpha=profile.lora_alpha,", "lora_alpha=2 * profile.lora_alpha,", "test_helpers.py test_adapters.py"),
+    ("adapters on fewer modules", "helpers/loading.py", "list(profile.target_modules)", "list(profile.target_modules)[:3]", "test_helpers.py test_finetune.py"),
+    ("adapter seed ignored", "helpers/loading.py", "transformers.set_seed(seed)", "transformers.set_seed(1234)", "test_helpers.py test_finetune.py"),
+    # NF4
+    ("low nibble first", NOTEBOOKS["02"], "torch.add(codes[:, 1], codes[:, 0], alpha=16", "torch.add(codes[:, 0], codes[:, 1], alpha=16", "test_nf4.py"),
+    ("block size 128 for 64", NOTEBOOKS["02"], "def quantize_nf4(w, block_size=64)", "def quantize_nf4(w, block_size=128)", "test_nf4.py"),
+    ("x / absmax for x * (1 / absmax)", NOTEBOOKS["02"], "blocks * (1 / scale.clamp(min=1e-38))[:, None]", "blocks / scale.clamp(min=1e-38)[:, None]", "test_nf4.py"),
+    ("double quantization without its offset", NOTEBOOKS["02"], "absmax.reshape(-1) - offset", "absmax.reshape(-1)", "test_nf4.py"),
+    ("compute dtype left at float32", "helpers/loading.py", ", bnb_4bit_compute_dtype=profile.dtype", "", "test_helpers.py test_bad_input.py"),
+    ("no double quantization", "helpers/loading.py", "bnb_4bit_use_double_quant=True", "bnb_4bit_use_double_quant=False", "test_helpers.py"),
+    ("FP4 for NF4", "helpers/loading.py", 'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"', "test_helpers.py"),
+    # Falcon
+    ("Falcon not repaired", "helpers/loading.py", "modeling_falcon.FalconLinear = torch.nn.Linear", "pass", "test_helpers.py"),
+    ("not proven to be 4-bit", "helpers/loading.py", "if len(layers) != expected_layers:", "if False:", "test_bad_input.py"),
+    ("remote code trusted", "helpers/loading.py", "profile.model_path, revision=profile.revision, trust_remote_code=False, use_safetensors", "profile.model_path, revision=profile.revision, trust_remote_code=True, use_safetensors", "test_security.py"),
+    ("pickled weights allowed", "helpers/loading.py", "use_safetensors=True", "use_safetensors=None", "test_bad_input.py test_security.py"),
+    ("base's fingerprint blind to the scales", "helpers/loading.py", "(module.weight.data, module.weight.quant_state.absmax)", "(module.weight.data,)", "test_helpers.py test_adapters.py"),
+    ("adapter of any base accepted", "helpers/loading.py", "if base != (profile.model, profile.revision):", "if False:", "test_bad_input.py"),
+    # prompts and labels
+    ("padding not masked", "helpers/prompting.py", '[0] * (width - len(e["input_ids"])) for e', '[1] * (width - len(e["input_ids"])) for e', "test_helpers.py"),
+    ("padding learnt", "helpers/prompting.py", 'padded("labels", IGNORED)', 'padded("labels", self.pad_id)', "test_helpers.py"),
+    ("end token not in the labels", "helpers/prompting.py", '" " + answer)["input_ids"], tokenizer.eos_token_id]', '" " + answer)["input_ids"]]', "test_helpers.py"),
+    ("prompt learnt too", "helpers/prompting.py", '[IGNORED] * len(prompt_ids) + answer_ids', "prompt_ids + answer_ids", "test_helpers.py"),
+    ("labels shifted by one", "helpers/prompting.py", '[IGNORED] * len(prompt_ids) + answer_ids', "[IGNORED] * (len(prompt_ids) - 1) + answer_ids + [IGNORED]", "test_helpers.py"),
+    ("padded on the right to generate", "helpers/prompting.py", "[[end] * (width - len(ids)) + ids for ids in encoded]", "[ids + [end] * (width - len(ids)) for ids in encoded]", "test_helpers.py test_falcon_inside.py"),
+    ("order ignores its seed", "helpers/prompting.py", "manual_seed(seed)", "manual_seed(0)", "test_helpers.py"),
+    ("rest of an epoch dropped", "helpers/prompting.py", "waiting = waiting[:full], waiting[full:]", "waiting = waiting[:full], []", "test_helpers.py"),
+    ("answers in the order of length", "helpers/prompting.py", "answers[i] = answer", "answers[rows[0] - rows[0] + by_length.index(i)] = answer", "test_helpers.py test_falcon_inside.py"),
+    # scores
+    ("valid JSON counts as right", "helpers/evaluation.py", "exact += ticket == wanted", "exact += ticket is not None", "test_helpers.py"),
+    ("perplexity of the token before", "helpers/evaluation.py", ".logits[:, :-1].float()", ".logits[:, 1:].float()", "test_helpers.py"),
+    # training
+    ("resumes without the optimizer", "helpers/training.py", "save_total_limit=2,", "save_total_limit=2,\n        save_only_model=True,", "test_finetune.py"),
+    ("cut-off checkpoint taken for sound", "helpers/checkpoints.py", "return all(file_hash(checkpoint / name) == value", "return all(True", "test_helpers.py"),
+    ("checkpoint of another run resumed", "helpers/checkpoints.py", '["identity"] != identity', '["identity"] is None', "test_bad_input.py"),
+    ("loss that is not a number ignored", "helpers/training.py", 'if not math.isfinite(logs["loss"]):', "if False:", "test_bad_input.py"),
+    ("a T4 gets bfloat16", "helpers/profiles.py", 'compute_dtype="float16"', 'compute_dtype="bfloat16"', "test_helpers.py"),
+    # memory, data
+    ("plan forgets B", "helpers/shapes.py", "for side in shapes[kind]]", "for side in shapes[kind][:1]]", "test_memory.py"),
+    ("test message leaks into training", "data/tickets/train.jsonl", "", "LEAK", "test_data.py"),
+    ("guard lets everything out", "tests/guard/sitecustomize.py", "    raise OSError(f\"network guard", "    return\n    raise OSError(f\"network guard", "test_bad_input.py"),
+    # the study
+    ("half a row kept", "helpers/study/rows.py", 'whole, _, cut = text.rpartition("\\n")', 'whole, cut = text.rstrip("\\n"), ""', "test_study.py"),
+    ("intervals by the normal distribution", "helpers/study/intervals.py", "t_quantile(len(values) - 1) *", "1.96 *", "test_study.py"),
+]  # fmt: skip
+
+
+def plant(folder: Path, file: str, text: str, fault: str) -> None:
+    """Replace the one place where `text` stands; LookupError if it stands nowhere or more than once."""
+    path = folder / file
+    content = path.read_text(encoding="utf-8")
+    if fault == "LEAK":
+        test = path.with_name("test.jsonl").read_text(encoding="utf-8").splitlines()[0]
+        path.write_text(content + test + "\n", encoding="utf-8")
+        return
+    if path.suffix == ".ipynb":  # as it stands in a JSON string
+        text, fault = json.dumps(text)[1:-1], json.dumps(fault)[1:-1]
+    if content.count(text) != 1:
+        raise LookupError(f"{text!r} stands {content.count(text)} times in {file}: name a text that stands once")
+    path.write_text(content.replace(text, fault), encoding="utf-8")
+
+
+def caught(folder: Path, tests: str) -> bool:
+    """Whether one of the test files fails (an error while collecting does not count)."""
+    environment = os.environ | {"PYTHONPATH": str(folder / "tests" / "guard"), "QLORA_PROFILE": "tiny", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests.split())]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    if done.returncode > 1:
+        raise RuntimeError(f"the tests could not run:\n{done.stdout[-1500:]}")
+    return done.returncode == 1
+
+
+def main(chosen: list[str]) -> int:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    faults = [fault for fault in FAULTS if not chosen or any(word in fault[0] for word in chosen)]
+    survivors = []
+    for name, file, text, fault, tests in tqdm(faults, desc="faults", unit="fault"):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for each in files:
+                (folder / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / each, folder / each)
+            plant(folder, file, text, fault)
+            began = time.monotonic()
+            found = caught(folder, tests)
+            tqdm.write(f"{name:<42}{'caught' if found else 'SURVIVED':<10}{time.monotonic() - began:>5.0f} s  {tests}")
+            survivors += [] if found else [name]
+    print(f"{len(faults) - len(survivors)} of {len(faults)} faults caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
