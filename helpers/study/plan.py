@@ -9,11 +9,12 @@ from helpers.study.run import Run
 ALL_EXAMPLES = 2400
 SEEDS, FEW_SEEDS, GRID_SEEDS = range(5), range(3), (100, 101)  # the grid has seeds of its own: it must not choose by luck
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 9e-3)
+VARIANT_GRID = GRID[1:4]  # around plain QLoRA's best
 TEXT_LEARNING_RATE = 1e-3
 WAYS = (("full", "fp32"), ("full", "bf16"), ("lora", "bf16"), *(("lora", format) for format in ("nf4+dq", "nf4", "fp4", "int4")))
 # peft computes PiSSA from the weights themselves, which a 4-bit layer does not have: it starts from the 16-bit base.
 VARIANTS = (("rslora", "nf4+dq"), ("dora", "nf4+dq"), ("loraplus", "nf4+dq"), ("loftq", "nf4+dq"), ("pissa", "bf16"))
-RANKS = (1, 2, 4, 16, 64)
+RANKS = (1, 4, 16, 64)
 # Ranks that give every choice of targets the trainable parameters of rank 16 on all linear layers: 122,880.
 EQUAL_PARAMETERS = {"query_key_value": 80, "attention": 48, "mlp": 24}
 FEW = (50, 100, 200, 500, 2000)
@@ -29,8 +30,8 @@ def make(experiment: str, method: str, format: str, learning_rate: float, seed: 
 def plan(name: str, rows: Sequence[dict]) -> list[Run]:
     """The runs of an experiment. All but "grid" need the grid's `rows`, which decide the learning rate of each method."""
     if name == "grid":
-        tuned = [(way, seed) for way in WAYS for seed in GRID_SEEDS] + [(way, GRID_SEEDS[0]) for way in VARIANTS]
-        return [make(name, *way, rate, seed) for way, seed in tuned for rate in GRID]
+        ways = [make(name, *way, rate, seed) for way in WAYS for seed in GRID_SEEDS for rate in GRID]
+        return ways + [make(name, *way, rate, GRID_SEEDS[0]) for way in VARIANTS for rate in VARIANT_GRID]
     if name == "recovers":
         formats = ("bf16", "nf4+dq", "nf4", "fp4", "int4")
         return [make(name, "lora", f, TEXT_LEARNING_RATE, seed, data="text") for f in formats for seed in SEEDS]
@@ -62,11 +63,12 @@ def best_learning_rate(rows: Sequence[dict], method: str, format: str) -> float:
     for row in rows:
         if (row["experiment"], row["method"], row["format"]) == ("grid", method, format):
             losses.setdefault(row["learning_rate"], []).append(row["validation_loss"])
-    if set(losses) != set(GRID):
+    rates = GRID if (method, format) in WAYS else VARIANT_GRID
+    if set(losses) != set(rates):
         raise DataError(
-            f"the grid holds the learning rates {sorted(losses)} for {method} on {format} and needs {list(GRID)}: run the experiment 'grid' first"
+            f"the grid holds the learning rates {sorted(losses)} for {method} on {format} and needs {list(rates)}: run the experiment 'grid' first"
         )
-    return min(GRID, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
+    return min(rates, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
 
 
 def missing(name: str, rows: Sequence[dict]) -> list[Run]:
