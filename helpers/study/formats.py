@@ -7,12 +7,10 @@ The tiny Falcon's weights are stored in bfloat16 and every bfloat16 is a float32
 from dataclasses import replace
 
 import torch
-from peft.utils.loftq_utils import replace_lora_weights_loftq
 from transformers import BitsAndBytesConfig, FalconForCausalLM
 
 from helpers import loading, memory, profiles
 from helpers.errors import NotQuantizedError
-from helpers.profiles import ROOT
 from helpers.study.run import METHODS, TARGETS, Run
 
 
@@ -53,10 +51,7 @@ def prepare(run: Run) -> torch.nn.Module:
     if run.method == "full":
         return model.to(torch.bfloat16 if run.format == "bf16" else torch.float32)
     profile = replace(profiles.PROFILES["tiny"], lora_r=run.rank, lora_alpha=2 * run.rank, target_modules=TARGETS[run.targets])
-    model = loading.attach_lora(model, profile, run.seed, **METHODS[run.method])
-    if run.method == "loftq":
-        replace_lora_weights_loftq(model, model_path=str(ROOT / profile.model / "model.safetensors"))
-    return model
+    return loading.attach_lora(model, profile, run.seed, **METHODS[run.method])
 
 
 def training_bytes(model: torch.nn.Module, run: Run) -> int:

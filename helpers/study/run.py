@@ -12,7 +12,7 @@ TARGETS = {
     "mlp": ("dense_h_to_4h", "dense_4h_to_h"),
     "query_key_value": ("query_key_value",),
 }
-# What peft's LoraConfig is told for each way of training; "full" has no adapters, "loraplus" and "loftq" differ elsewhere.
+# What peft's LoraConfig is told for each way of training; "full" has no adapters, "loraplus" differs in its optimizer.
 METHODS = {
     "full": {},
     "lora": {},
@@ -20,7 +20,6 @@ METHODS = {
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa"},
     "loraplus": {},
-    "loftq": {},
 }
 FORMATS = ("fp32", "bf16", "nf4+dq", "nf4", "fp4", "int4")
 DATA = ("tickets", "skewed-counts", "skewed-labels", "rebalanced", "text")
