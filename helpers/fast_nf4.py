@@ -38,7 +38,8 @@ def encode(chunk: torch.Tensor, packed: np.ndarray, absmax: np.ndarray, blocksiz
     x = as_float32(chunk)
     blocks = x.reshape(-1, blocksize)
     np.abs(blocks).max(axis=1, out=absmax)
-    blocks *= (np.float32(1) / np.maximum(absmax, TINY))[:, None]
+    with np.errstate(invalid="ignore"):  # infinity times 0: `quantize_nf4` sees it by the absmax
+        blocks *= (np.float32(1) / np.maximum(absmax, TINY))[:, None]
     above = x > bounds[0]
     codes = above.view(np.uint8).copy()
     for bound in bounds[1:]:

@@ -25,6 +25,7 @@ LAYOUTS = (
 )  # many safetensors shards; two, as tiiuae/falcon-7b has them; two pickled files of the same sizes
 SHARDS = 15  # vilsonrodrigues/falcon-7b-sharded has as many
 HUB_SHARD = 10**10  # bytes: gives Falcon-7b's 9.95 and 4.48 GB
+DONE = "complete.json"  # written last
 PIECE = 2**24  # weights drawn at a time
 DTYPE = torch.bfloat16
 
@@ -53,23 +54,27 @@ def checkpoint_bytes(config: FalconConfig) -> int:
     return DTYPE.itemsize * sum(map(prod, tensor_shapes(config).values()))
 
 
+def file_names(config: FalconConfig, layout: str) -> dict[str, list[tuple[str, int]]]:
+    """The files of a layout, each with its tensors as (name, bytes), in order."""
+    sizes = {name: DTYPE.itemsize * prod(shape) for name, shape in tensor_shapes(config).items()}
+    total = sum(sizes.values())
+    limit = total // SHARDS if layout == "shards" else min(HUB_SHARD, int(0.7 * total))
+    groups = weights.split_by_size(sizes, limit)
+    stem, ending = ("pytorch_model", "bin") if layout == "bin" else ("model", "safetensors")
+    names = [f"{stem}-{i:05d}-of-{len(groups):05d}.{ending}" for i in range(1, len(groups) + 1)]
+    return {file: [(name, sizes[name]) for name in group] for file, group in zip(names, groups, strict=True)}
+
+
 def write_checkpoint(folder: Path, config: FalconConfig, layout: str) -> bool:
     """Write the checkpoint, or leave a finished one of the same config and layout alone; returns whether it was written.
 
-    Raises OutputError if the disk is too small (twice the first shard on top for `bin`, whose tensors come from a safetensors file).
+    Raises OutputError if the disk is too small (with room for one more file if pickled: its tensors come from a safetensors file).
     """
-    shapes = tensor_shapes(config)
-    sizes = {name: DTYPE.itemsize * prod(shape) for name, shape in shapes.items()}
-    total = sum(sizes.values())
-    limit = max(sizes.values()) if layout == "shards" and total < SHARDS * max(sizes.values()) else total // SHARDS
-    groups = weights.split_by_size(sizes, limit if layout == "shards" else min(HUB_SHARD, int(0.7 * total)))
-    stem, ending = ("pytorch_model", "bin") if layout == "bin" else ("model", "safetensors")
-    files = {f"{stem}-{i:05d}-of-{len(groups):05d}.{ending}": names for i, names in enumerate(groups, 1)}
-    done = folder / "complete.json"
-    wanted = {"layout": layout, "config": json.loads(config.to_json_string()), "files": list(files)}
+    shapes, files = tensor_shapes(config), file_names(config, layout)
+    done, wanted = folder / DONE, {"layout": layout, "config": json.loads(config.to_json_string()), "files": list(files)}
     if done.exists() and json.loads(done.read_text()) == wanted:
         return False
-    largest = max(sum(sizes[name] for name in names) for names in groups)
+    largest, total = max(sum(n for _, n in file) for file in files.values()), checkpoint_bytes(config)
     weights.check_disk(folder, total + (largest if layout == "bin" else 0) + 10**7, f"a checkpoint of {total / 1e9:.1f} GB")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -78,8 +83,8 @@ def write_checkpoint(folder: Path, config: FalconConfig, layout: str) -> bool:
         raise OutputError(f"the folder {str(folder)!r} cannot be written ({error.strerror}): choose another") from error
     for name in ("tokenizer.json", "tokenizer_config.json"):  # its ids all lie below Falcon's 65,024
         shutil.copy(ROOT / "data" / "tiny-falcon" / name, folder / name)
-    config.architectures, config.dtype = ["FalconForCausalLM"], DTYPE
-    config.save_pretrained(folder)
+    saved = FalconConfig(**config.to_dict() | {"architectures": ["FalconForCausalLM"], "dtype": "bfloat16"})
+    saved.save_pretrained(folder)
     with tqdm(total=total, desc=f"writing {layout}", unit="B", unit_scale=True) as bar:
 
         def pieces(name: str) -> Iterator[torch.Tensor]:
@@ -87,12 +92,14 @@ def write_checkpoint(folder: Path, config: FalconConfig, layout: str) -> bool:
                 yield piece
                 bar.update(piece.nbytes)
 
-        for file, names in files.items():
+        for file, tensors in files.items():
             path = folder / file
-            weights.write_safetensors(path.with_suffix(".safetensors"), {name: shapes[name] for name in names}, DTYPE, pieces)
+            weights.write_safetensors(
+                path.with_suffix(".safetensors"), {name: shapes[name] for name, _ in tensors}, DTYPE, pieces
+            )
             if layout == "bin":
                 weights.pickle_shard(path.with_suffix(".safetensors"), path)
-    index = weights.INDEX if layout != "bin" else weights.PICKLED_INDEX
-    weights.write_index(folder, files, total, index)
+    index = {file: [name for name, _ in tensors] for file, tensors in files.items()}
+    weights.write_index(folder, index, total, weights.PICKLED_INDEX if layout == "bin" else weights.INDEX)
     done.write_text(json.dumps(wanted))
     return True
