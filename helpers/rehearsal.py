@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +90,7 @@ def rehearse(layout: str, config: FalconConfig, folder: Path, phases: Sequence[s
     """The phases of one layout in `folder`; returns the record and removes what was written, unless `keep`.
 
     A finished checkpoint of the same config and layout is used again. Raises OutputError if the disk is too small, ModelError if a phase
-    fails (then the checkpoint stays, so that the next try is short).
+    fails (then checkpoint and 4-bit copy stay, so that the next try is short).
     """
     checkpoint = folder / layout
     weights.check_disk(folder, disk_needed(config, layout, checkpoint), "the rehearsal")
@@ -99,13 +98,15 @@ def rehearse(layout: str, config: FalconConfig, folder: Path, phases: Sequence[s
     written = random_checkpoint.write_checkpoint(checkpoint, config, layout)
     record = {"files": sorted([p.name, p.stat().st_size] for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".bin"))}
     record["phases"] = {"write": {"seconds": round(time.monotonic() - began, 1)}} if written else {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix="work-") as work:
-        for name in phases:
-            record["phases"][name] = watched(name, checkpoint, Path(work))
-            if name == "convert":  # what lies there now is another layout
-                (checkpoint / random_checkpoint.DONE).unlink()
+    work = folder / f"work-{layout}"
+    work.mkdir(exist_ok=True)
+    for name in phases:
+        record["phases"][name] = watched(name, checkpoint, work)
+        if name == "convert":  # what lies there now is another layout
+            (checkpoint / random_checkpoint.DONE).unlink()
     if not keep:
         shutil.rmtree(checkpoint)
+        shutil.rmtree(work)
     return record
 
 

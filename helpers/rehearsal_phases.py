@@ -97,13 +97,13 @@ def trainer_of(profile: Profile, work: Path, model: FalconForCausalLM):
 
 def train(profile: Profile, work: Path) -> dict:
     """Training that is killed after its first checkpoint; what it returns is therefore never seen."""
-    trainer = trainer_of(profile, work, loading.load_base(profile))
+    trainer = trainer_of(profile, work, quantized_cache.load_base(profile, work / "cache"))
     trainer.add_callback(Kill())
     return training.train(trainer)
 
 
 def resume(profile: Profile, work: Path) -> dict:
-    """Go on from the checkpoint on the copy of the base, and save the adapter."""
+    """Go on from the checkpoint, and save the adapter."""
     began = time.monotonic()
     trainer = trainer_of(profile, work, quantized_cache.load_base(profile, work / "cache"))
     before, ready = loading.base_fingerprint(trainer.model), time.monotonic()
