@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -70,11 +71,14 @@ def load(profile: Profile, work: Path) -> dict:
     return loaded(lambda: loading.load_base(profile))
 
 
-def cache_save(profile: Profile, work: Path) -> dict:
+def cache_load(profile: Profile, work: Path) -> dict:
     return loaded(lambda: quantized_cache.load_base(profile, work / "cache"))
 
 
-cache_load = cache_save  # the second time, the copy is there
+def cache_save(profile: Profile, work: Path) -> dict:
+    """The same without a copy: quantizes and saves."""
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    return cache_load(profile, work)
 
 
 class Kill(TrainerCallback):
@@ -160,8 +164,7 @@ def convert(profile: Profile, work: Path) -> dict:
     return {"seconds": round(time.monotonic() - began, 1), "files": [path.name for path in files]}
 
 
-PHASES = {f.__name__: f for f in (plain, load, cache_save, train, resume, answer, refused, load_pickled, convert)}
-PHASES["cache_load"] = cache_load
+PHASES = {f.__name__: f for f in (refused, load_pickled, convert, plain, load, cache_save, cache_load, train, resume, answer)}
 
 
 if __name__ == "__main__":
