@@ -99,7 +99,7 @@ def refuse_pickled(model: str, revision: str | None) -> None:
     if os.path.isdir(model):
         names = os.listdir(model)
     else:
-        with contextlib.suppress(OSError, ValueError):  # no network, no such repository: then another error tells
+        with contextlib.suppress(Exception):  # no network, no such repository: the error that led here tells
             names = list_repo_files(model, revision=revision)
     pickled = [name for name in names if name.endswith(".bin")]
     if not pickled or any(name.endswith(".safetensors") for name in names):
