@@ -25,7 +25,7 @@ from helpers.rehearsal_phases import PHASES, rehearsed
 COMMON = ("load", "cache_save", "cache_load", "train", "resume", "answer")
 LAYOUT_PHASES = {"hub": ("plain", *COMMON), "shards": COMMON, "bin": ("refused", "load_pickled", "convert", *COMMON)}
 INTERVAL = 0.02  # seconds between two looks at a process
-LOADING, RUN, STORED = 4.6e9, 8e9, 0.05  # the targets: bytes of anonymous memory, and the planner's error
+LOADING, RUN, STORED = 4.6e9, 8e9, 0.05  # the targets: bytes of memory, and the planner's error
 
 
 def resident(pid: int) -> dict[str, int]:
@@ -113,29 +113,31 @@ def rehearse(layout: str, config: FalconConfig, folder: Path, phases: Sequence[s
 def summary(phases: dict, config: FalconConfig, profile) -> dict:
     """The figures that the targets are about."""
     load, same = phases["load"], {phases[name]["base_sha256"] for name in phases if "base_sha256" in phases[name]}
+    anonymous = [phase["peak_anonymous_bytes"] for name, phase in phases.items() if name not in ("write", "load_pickled")]
+    whole = [phases[name]["peak_rss_bytes"] for name in ("train", "resume", "answer") if name in phases]
     found = {
         "bits_equal_on_every_path": len(same) == 1,
         "linear4bit_modules": load["linear4bit_modules"],
         "stored_bytes": load["footprint_bytes"],
         "stored_bytes_predicted": load["footprint_expected_bytes"],
         "loading_peak_anonymous_bytes": load["peak_anonymous_bytes"],
-        "run_peak_anonymous_bytes": max(
-            phase.get("peak_anonymous_bytes", 0) for name, phase in phases.items() if name != "load_pickled"
-        ),
+        "run_peak_bytes": max(
+            anonymous + whole
+        ),  # in training with the mapped 4-bit copy, in loading without the mapped 16-bit files
         "run_planned_bytes": memory.plan(config, profile).total,
-        "cache_times_faster": round(load["load_seconds"] / max(phases["cache_load"]["load_seconds"], 0.1), 1),
     }
-    if "plain" in phases:
-        found["load_times_faster_than_plain"] = round(phases["plain"]["load_seconds"] / max(load["load_seconds"], 0.1), 1)
-        found["cache_times_faster_than_plain"] = round(
-            phases["plain"]["load_seconds"] / max(phases["cache_load"]["load_seconds"], 0.1), 1
-        )
+    for slow in ("plain", "load"):
+        for quick in ("load", "cache_load"):
+            if slow != quick and slow in phases:
+                for unit in ("seconds", "processor_seconds"):
+                    times = [max(phases[name].get(f"load_{unit}", 0), 0.1) for name in (slow, quick)]
+                    found[f"{slow}_over_{quick}_{unit}"] = round(times[0] / times[1], 1)
     found["within_targets"] = (
         found["bits_equal_on_every_path"]
         and found["linear4bit_modules"] == 4 * config.num_hidden_layers
         and abs(found["stored_bytes"] / found["stored_bytes_predicted"] - 1) <= STORED
         and found["loading_peak_anonymous_bytes"] <= LOADING
-        and found["run_peak_anonymous_bytes"] <= RUN
+        and found["run_peak_bytes"] <= RUN
         and phases["resume"]["base_unchanged"]
     )
     return found

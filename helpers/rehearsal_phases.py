@@ -49,12 +49,13 @@ def timed_quantization(seconds: list[float]):
 
 def loaded(load) -> dict:
     """Time a load, prove it, and hold its stored bytes against the planner's."""
-    quantizing, began = [], time.monotonic()
+    quantizing, began, processor = [], time.monotonic(), time.process_time()
     with timed_quantization(quantizing):
         model = load()
-    seconds = time.monotonic() - began
+    seconds, processor = time.monotonic() - began, time.process_time() - processor
     return {
         "load_seconds": round(seconds, 1),
+        "load_processor_seconds": round(processor, 1),
         "of_it_quantizing_seconds": round(sum(quantizing), 1),
         **dataclasses.asdict(loading.prove_4bit(model)),
         "base_sha256": loading.base_fingerprint(model),

@@ -118,16 +118,16 @@ def test_a_phase_that_fails_ends_the_rehearsal(tmp_path, capfd):
 def test_a_target_that_is_missed_is_told(monkeypatch):
     config = shapes.known_config(TINY)
     good = {
-        "load": {"peak_anonymous_bytes": 10**9, "load_seconds": 9, "base_sha256": "a", "linear4bit_modules": 16, "footprint_bytes": 100, "footprint_expected_bytes": 104},
-        "cache_load": {"load_seconds": 3, "base_sha256": "a", "peak_anonymous_bytes": 1},
-        "resume": {"base_unchanged": True, "peak_anonymous_bytes": 2 * 10**9},
+        "load": {"peak_anonymous_bytes": 10**9, "load_seconds": 9, "load_processor_seconds": 12, "base_sha256": "a", "linear4bit_modules": 16, "footprint_bytes": 100, "footprint_expected_bytes": 104},
+        "cache_load": {"load_seconds": 3, "load_processor_seconds": 2, "base_sha256": "a", "peak_anonymous_bytes": 1},
+        "resume": {"base_unchanged": True, "peak_anonymous_bytes": 2 * 10**9, "peak_rss_bytes": 3 * 10**9},
     }  # fmt: skip
     profile = profiles.PROFILES["cpu-7b"]
     summary = rehearsal.summary(good, config, profile)
-    assert summary["within_targets"] and summary["cache_times_faster"] == 3
+    assert summary["within_targets"] and summary["load_over_cache_load_seconds"] == 3
     for phase, key, value in (
         ("load", "footprint_bytes", 98), ("load", "peak_anonymous_bytes", 47 * 10**8), ("load", "linear4bit_modules", 15),
-        ("cache_load", "base_sha256", "b"), ("resume", "base_unchanged", False), ("resume", "peak_anonymous_bytes", 81 * 10**8),
+        ("cache_load", "base_sha256", "b"), ("resume", "base_unchanged", False), ("resume", "peak_rss_bytes", 81 * 10**8),
     ):  # fmt: skip
         bad = {name: dict(values) for name, values in good.items()}
         bad[phase][key] = value
