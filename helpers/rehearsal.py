@@ -77,13 +77,14 @@ def watched(name: str, checkpoint: Path, work: Path) -> dict:
 
 
 def disk_needed(config: FalconConfig, layout: str, checkpoint: Path) -> int:
-    """Bytes that the rehearsal still has to write at most at a time: checkpoint (twice while pickles are converted), 4-bit copy, adapters."""
+    """Bytes that the rehearsal still has to write at most at a time: the checkpoint, with the 4-bit copy and three training checkpoints, or
+    twice while pickles are converted."""
     profile = rehearsed(checkpoint)
     adapter = memory.adapter_parameters(config, profile.lora_r, profile.target_modules)
+    whole = random_checkpoint.checkpoint_bytes(config)
     there = sum(path.stat().st_size for path in checkpoint.glob("*") if path.is_file())
-    copies = random_checkpoint.checkpoint_bytes(config) * (2 if layout == "bin" else 1)
-    copy = memory.expected_footprint(config, profile.dtype.itemsize)
-    return max(0, copies - there) + (copy if layout != "bin" else 0) + 40 * adapter + 10**8
+    beside = memory.expected_footprint(config, profile.dtype.itemsize) + 40 * adapter
+    return max(0, whole - there) + (max(whole, beside) if layout == "bin" else beside) + 10**8
 
 
 def rehearse(layout: str, config: FalconConfig, folder: Path, phases: Sequence[str], keep: bool = False) -> dict:
