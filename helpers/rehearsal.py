@@ -207,7 +207,7 @@ def table(layout: str, record: dict) -> str:
         lines.append(f"{name:<18}{phase['seconds']:>9.1f}{peaks[0]:>14}{peaks[1]:>15}")
     lines += [
         f"{key:<36}{value:>16,}" if not isinstance(value, bool) else f"{key:<36}{value!s:>16}"
-        for key, value in record["summary"].items()
+        for key, value in record.get("summary", {}).items()
     ]
     return "\n".join(lines)
 
