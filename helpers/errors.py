@@ -17,6 +17,10 @@ class ModelError(TutorialError):
     """A base model that is missing, damaged, or not a Falcon."""
 
 
+class PickledWeightsError(ModelError):
+    """A base model whose weights come pickled only: they are not loaded, pickles can run code and need the memory of a whole file."""
+
+
 class NotQuantizedError(ModelError):
     """A model that was to be 4-bit and is not."""
 

@@ -1,4 +1,4 @@
-"""Tokenizer, 4-bit base model with the proof that it is 4-bit, LoRA, adapters. Imports memory, profiles, errors.
+"""Tokenizer, 4-bit base model, LoRA, adapters. Imports proof, fast_nf4, weights, memory, profiles, errors.
 
 Falcon is the reason for most of this module: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing on transformers
 5.5 and later and says nothing either, see `quantizes_falcon`.
@@ -6,13 +6,11 @@ Falcon is the reason for most of this module: `from_pretrained(falcon, quantizat
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,9 +22,17 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconCo
 from transformers.integrations import bitsandbytes as bnb_integration
 from transformers.models.falcon import modeling_falcon
 
-from helpers import memory
-from helpers.errors import AdapterError, ModelError, NotQuantizedError
+from helpers import memory, weights
+from helpers.errors import AdapterError, ModelError
+from helpers.fast_nf4 import fast_cpu_quantization
 from helpers.profiles import Profile
+from helpers.proof import (  # noqa: F401 - notebooks and helpers know these names as loading's
+    FourBitProof,
+    base_fingerprint,
+    four_bit_layers,
+    prove_4bit,
+    stored_bytes,
+)
 
 BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
 
@@ -85,8 +91,15 @@ def falcon_made_of_plain_linear() -> Iterator[None]:
 def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
 
-    Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts.
+    Raises ModelError for a missing, damaged or non-Falcon model, PickledWeightsError (before weights are fetched) if it comes in no
+    safetensors, NotQuantizedError if the result is not what the config predicts. On a CPU, `helpers.fast_nf4` finds the bits.
     """
+    with fast_cpu_quantization():
+        return read_4bit(profile, profile.model_path, device, revision=profile.revision, quantization_config=quantization_config(profile))  # fmt: skip
+
+
+def read_4bit(profile: Profile, path: str, device: str | None = None, **options) -> FalconForCausalLM:
+    """`from_pretrained(path, **options)` with Falcon repaired and the proof after it; errors as `load_base`."""
     small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8
     bars = transformers.logging.is_progress_bar_enabled()
     if small:  # loads in a tenth of a second
@@ -94,12 +107,13 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     try:
         with falcon_made_of_plain_linear():
             model = FalconForCausalLM.from_pretrained(
-                profile.model_path, revision=profile.revision, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
-                quantization_config=quantization_config(profile), device_map={"": device or profile.device}, attn_implementation="sdpa",
+                path, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
+                device_map={"": device or profile.device}, attn_implementation="sdpa", **options,
             )  # fmt: skip
     except (SafetensorError, OSError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        weights.refuse_pickled(profile.model_path, profile.revision)
         raise ModelError(
             f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
         ) from error
@@ -132,53 +146,6 @@ def load_config(profile: Profile) -> FalconConfig:
     return config
 
 
-def four_bit_layers(model: torch.nn.Module) -> dict[str, Linear4bit]:
-    """All `Linear4bit` modules by name, also those inside LoRA layers."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-
-
-def stored_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a base model's weights, with the quantization constants (absmax codes, their absmax, the offset).
-
-    The two lookup tables (16 and 256 values, the same for every layer) are left out; `get_memory_footprint` leaves out all constants.
-    """
-    total = 0
-    for parameter in model.parameters():
-        total += parameter.nbytes
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            total += state.absmax.nbytes
-            if state.nested:
-                total += state.state2.absmax.nbytes + state.offset.nbytes
-    return total
-
-
-@dataclass(frozen=True)
-class FourBitProof:
-    """What `prove_4bit` counted."""
-
-    linear4bit_modules: int
-    footprint_bytes: int
-    footprint_expected_bytes: int
-
-
-def prove_4bit(model: FalconForCausalLM) -> FourBitProof:
-    """Count 4-bit layers and bytes and hold both against the config; NotQuantizedError unless they agree (bytes within 0.5%)."""
-    config, layers = model.config, four_bit_layers(model)
-    expected_layers = 4 * config.num_hidden_layers
-    if len(layers) != expected_layers:
-        raise NotQuantizedError(
-            f"{len(layers)} of {expected_layers} linear layers are 4-bit: transformers {transformers.__version__} did not quantize this Falcon, load it with helpers.loading.load_base"
-        )
-    expected = memory.expected_footprint(config, rest_bytes=model.lm_head.weight.element_size())
-    found = stored_bytes(model)
-    if abs(found - expected) > 0.005 * expected:
-        raise NotQuantizedError(
-            f"the model takes {found:,} bytes where 4-bit weights predict {expected:,}: check quantization_config (NF4, double quantization)"
-        )
-    return FourBitProof(len(layers), found, expected)
-
-
 def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`. `options` go to peft's LoraConfig."""
     checkpointing = profile.activation_checkpointing
@@ -201,15 +168,6 @@ def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0, **opt
 
 def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def base_fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over every 4-bit layer's packed bytes and block scales: equal fingerprints mean that the base kept every bit."""
-    digest = hashlib.sha256()
-    for module in four_bit_layers(model).values():
-        for tensor in (module.weight.data, module.weight.quant_state.absmax):
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from helpers import data_report, evaluation, loading, memory, plotting, profiles, prompting, records, results
+from helpers import data_report, evaluation, loading, memory, plotting, profiles, prompting, quantized_cache, records, results
 from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity
 from helpers.errors import DivergedError, NotQuantizedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
@@ -162,10 +162,12 @@ def run(
     data: str | None = None,
     columns: tuple[str, str] = ("prompt", "answer"),
     resume: bool = False,
+    cache: str | None = None,
 ) -> dict:
     """The whole of notebook 05: load, score the base, train, score again, save the adapter and results.json; returns the results.
 
     Without `data` the tickets are used, with their own test splits; else a tenth of `data` (at most 300 rows) is held out.
+    `cache` is a folder for the quantized base, see `helpers.quantized_cache`.
     """
     began = psutil.Process().create_time()
     folder = output_folder(profile, output)
@@ -179,7 +181,7 @@ def run(
         print(data_report.inspect_data(train_set, test, tokenizer, profile.max_length))
     print(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
 
-    model = loading.load_base(profile)
+    model = quantized_cache.load_base(profile, cache) if cache else loading.load_base(profile)
     proof = loading.prove_4bit(model)
     print(
         f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, {proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
@@ -227,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--answer-column", default="answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder for checkpoints, adapter and results.json; default runs/<profile>")
+    parser.add_argument("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR and load it from there next time")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint")
     args = parser.parse_args(arguments)
     try:
@@ -237,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.data,
             (args.prompt_column, args.answer_column),
             args.resume,
+            args.cache_4bit,
         )
     except TutorialError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
