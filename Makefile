@@ -9,7 +9,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab lab refresh study bench bench-nf4 pretrain tickets lint
+.PHONY: finetune test test-colab lab refresh setup-cell study bench bench-nf4 pretrain tickets lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -29,6 +29,9 @@ lab: .venv/ready  ## JupyterLab, on this machine only
 
 refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01 05" for some
 	$(GUARDED) $(BIN)/python tests/refresh.py $(ONLY)
+
+setup-cell: .venv/ready  ## write tests/setup_cell.py into every notebook
+	$(BIN)/python tests/refresh.py --setup-cell
 
 study: .venv/ready  ## the runs of notebook 07 that data/study.csv lacks: all, or EXPERIMENT=few-data; about an hour and a half on two cores
 	$(BIN)/python -m helpers.study $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(ARGS)
