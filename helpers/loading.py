@@ -1,4 +1,4 @@
-"""Tokenizer, 4-bit base model with the proof that it is 4-bit, LoRA, adapters. Imports memory, profiles, errors.
+"""Tokenizer, 4-bit base model with the proof that it is 4-bit, LoRA, adapters. Imports hub, memory, profiles, errors.
 
 Falcon is the reason for most of this module: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing on transformers
 5.5 and later and says nothing either, see `quantizes_falcon`.
@@ -24,13 +24,14 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconCo
 from transformers.integrations import bitsandbytes as bnb_integration
 from transformers.models.falcon import modeling_falcon
 
-from helpers import memory
+from helpers import hub, memory
 from helpers.errors import AdapterError, ModelError, NotQuantizedError
 from helpers.profiles import Profile
 
 BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
 
 
+@hub.with_token
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
     try:
@@ -85,9 +86,12 @@ def falcon_made_of_plain_linear() -> Iterator[None]:
 def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
 
-    Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts.
+    Raises ModelError for a missing, damaged or non-Falcon model, NotQuantizedError if the result is not what the config predicts,
+    ResourceError if a download would not fit.
     """
-    small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8
+    config = load_config(profile)
+    hub.fetch(profile, config)
+    small = sum(memory.count_parameters(config).values()) < 10**8
     bars = transformers.logging.is_progress_bar_enabled()
     if small:  # loads in a tenth of a second
         transformers.logging.disable_progress_bar()
@@ -117,6 +121,7 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     return model.eval()
 
 
+@hub.with_token
 def load_config(profile: Profile) -> FalconConfig:
     """The config of the profile's model, no weights; ModelError unless it is a Falcon that can be found."""
     try:
