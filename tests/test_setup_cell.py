@@ -195,8 +195,11 @@ def test_what_colab_lacks_asks_for_nothing_that_would_replace_what_it_has():
     absent = [name for name in environment.NEEDED if name not in have and name != "tqdm"]  # tqdm comes with several of the others
     assert absent == list(COLAB_ADDS)
     for name in absent:
-        if environment.pins()[name] != f"{name}=={version(name)}":
-            pytest.skip(f"{name} {version(name)} is installed, so that the requirements of the pin cannot be read here")
+        if os.environ.get("QLORA_NEWEST"):
+            pytest.skip("the weekly run has newer packages than the pins, so the requirements of the pins cannot be read here")
+        assert environment.pins()[name] == f"{name}=={version(name)}", (
+            "the requirements of the pin are read from its installation"
+        )
         for needed in map(Requirement, requires(name) or []):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert needed.specifier.contains(have[needed.name]), f"{name} would replace {needed.name} {have[needed.name]}"
