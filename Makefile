@@ -5,12 +5,14 @@ LAYOUT ?= hub
 ARGS ?=
 BIN := .venv/bin
 COLAB := .venv-colab/bin
+COLAB313 := .venv-colab-313/bin
+PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do if $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 TORCHAO := .venv-bench/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab lab refresh study mutations bench bench-nf4 pretrain rehearse-7b tickets lint
+.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -21,6 +23,12 @@ test: lint  ## ruff, all notebooks (nbval), contract and unit tests
 test-colab: .venv-colab/ready  ## the same on the package versions of Colab
 	$(GUARDED) $(COLAB)/python -m pytest $(NBVAL) notebooks tests
 
+test-colab-313: .venv-colab-313/ready  ## the same with Colab's torch and Python too, 2.11.0 and 3.13: 5 GB of disk, so no part of CI
+	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) notebooks tests
+
+soak-float16: .venv/ready  ## train in float32, bfloat16 and float16 over five seeds and compare scores; about an hour; ARGS="--seeds 2" for less
+	$(BIN)/python -m tests.float16 $(ARGS)
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,6 +38,9 @@ lab: .venv/ready  ## JupyterLab, on this machine only
 
 refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01 05" for some
 	$(GUARDED) $(BIN)/python tests/refresh.py $(ONLY)
+
+setup-cell: .venv/ready  ## write tests/setup_cell.py into every notebook
+	$(BIN)/python tests/refresh.py --setup-cell
 
 study: .venv/ready  ## the runs of notebook 07 that data/study.csv lacks: all, or EXPERIMENT=few-data; about an hour and a half on two cores
 	$(BIN)/python -m helpers.study $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(ARGS)
@@ -61,6 +72,13 @@ rehearse-7b: .venv/ready  ## load, tune and reload Falcon-7b's shapes with rando
 .venv-colab/ready: tests/requirements-colab.txt
 	$(PYTHON) -m venv .venv-colab
 	$(COLAB)/python -m pip install --quiet --requirement tests/requirements-colab.txt
+	touch $@
+
+.venv-colab-313/ready: tests/requirements-colab.txt
+	@test -n "$(PYTHON313)" || echo "There is no Python 3.13 here: this is $$($(PYTHON) --version) with Colab's torch and packages."
+	$(or $(PYTHON313),$(PYTHON)) -m venv .venv-colab-313
+	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
+	$(COLAB313)/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
 	touch $@
 
 # torchao alone, on top of what .venv has

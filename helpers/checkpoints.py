@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from helpers.errors import CheckpointError
 from helpers.profiles import Profile
@@ -92,3 +92,16 @@ def newest_checkpoint(output: Path, identity: str) -> Path | None:
                 )
             return folder
     return None
+
+
+def cut_off(trainer: Trainer) -> bool:
+    """Whether a sound checkpoint of this very run, from before its last step, lies in its folder: what `train(resume=True)` goes on from.
+
+    A finished run, or one with another profile, seed or data, was not cut off: it starts anew.
+    """
+    identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
+    try:
+        newest = newest_checkpoint(Path(trainer.args.output_dir).parent, identity)
+    except CheckpointError:
+        return False
+    return newest is not None and int(newest.name.split("-")[1]) < trainer.args.max_steps

@@ -5,6 +5,14 @@ class TutorialError(Exception):
     """Base of all errors that the helpers raise on purpose."""
 
 
+class SetupError(TutorialError):
+    """Packages that are missing, or something asked of a place (Colab, Kaggle, a checkout) that it does not have."""
+
+
+class ResourceError(TutorialError):
+    """Too little disk or RAM for a model, found out before its download."""
+
+
 class ProfileError(TutorialError):
     """An unknown hardware profile, or one that does not fit the hardware found."""
 

@@ -1,4 +1,4 @@
-"""Tokenizer, 4-bit base model, LoRA, adapters. Imports proof, fast_nf4, weights, memory, profiles, errors.
+"""Tokenizer, 4-bit base model, LoRA, adapters. Imports hub, proof, fast_nf4, weights, memory, profiles, errors.
 
 Falcon is the reason for most of this module: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing on transformers
 5.5 and later and says nothing either, see `quantizes_falcon`.
@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconCo
 from transformers.integrations import bitsandbytes as bnb_integration
 from transformers.models.falcon import modeling_falcon
 
-from helpers import memory, weights
+from helpers import hub, memory, weights
 from helpers.errors import AdapterError, ModelError
 from helpers.fast_nf4 import fast_cpu_quantization
 from helpers.profiles import Profile
@@ -37,6 +37,7 @@ from helpers.proof import (  # noqa: F401 - notebooks and helpers know these nam
 BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
 
 
+@hub.with_token
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
     try:
@@ -92,8 +93,10 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
 
     Raises ModelError for a missing, damaged or non-Falcon model, PickledWeightsError (before weights are fetched) if it comes in no
-    safetensors, NotQuantizedError if the result is not what the config predicts. On a CPU, `helpers.fast_nf4` finds the bits.
+    safetensors, NotQuantizedError if the result is not what the config predicts, ResourceError if a download would not fit. On a CPU,
+    `helpers.fast_nf4` finds the bits.
     """
+    hub.fetch(profile, load_config(profile))
     with fast_cpu_quantization():
         return read_4bit(profile, profile.model_path, device, revision=profile.revision, quantization_config=quantization_config(profile))  # fmt: skip
 
@@ -131,6 +134,7 @@ def read_4bit(profile: Profile, path: str, device: str | None = None, **options)
     return model.eval()
 
 
+@hub.with_token
 def load_config(profile: Profile) -> FalconConfig:
     """The config of the profile's model, no weights; ModelError unless it is a Falcon that can be found."""
     try:

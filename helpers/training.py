@@ -87,8 +87,9 @@ class Progress(TrainerCallback):
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
+            half = f"lengthen the warm-up ({args.warmup_steps} steps), or take a card with bfloat16 (L4, A100): float16 ends at 65,504"
             raise DivergedError(
-                f"the loss at step {state.global_step} is {logs['loss']}: lower the learning rate ({args.learning_rate:g}), or compute in bfloat16 if the card has it"
+                f"the loss at step {state.global_step} is {logs['loss']}: lower the learning rate ({args.learning_rate:g}), {half if args.fp16 else 'or compute in bfloat16 if the card has it'}"
             )
         self.losses.append(logs["loss"])
         if self.live:

@@ -6,6 +6,7 @@ from pathlib import Path
 from helpers.profiles import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SETUP_CELL = ROOT / "tests" / "setup_cell.py"  # the source of every notebook's first code cell
 
 
 def read(path: Path) -> dict:

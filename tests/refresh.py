@@ -1,6 +1,7 @@
 """Execute notebooks and store their outputs: the only way that stored outputs change. `python tests/refresh.py [01 05 ...]`
 
 Each runs from its own folder with the tiny profile. Progress bars and log lines (stderr) and run-time metadata are not kept.
+`--setup-cell` instead writes tests/setup_cell.py, the one source of the first cell, into the notebooks, and executes nothing.
 """
 
 import os
@@ -14,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.notebooks import NOTEBOOKS, ROOT
+from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL
 
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
 
@@ -51,17 +52,37 @@ def refresh(path: Path) -> float:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     scrub(notebook)
+    write(notebook, path)
+    return time.monotonic() - began
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
         nbformat.write(notebook, part)
     Path(part.name).chmod(0o644)
     Path(part.name).replace(path)
-    return time.monotonic() - began
+
+
+def replace_setup_cell(path: Path) -> bool:
+    """Give a notebook's setup cell the source of tests/setup_cell.py; its outputs stay until the next refresh. Whether it differed."""
+    notebook, wanted = nbformat.read(path, as_version=4), SETUP_CELL.read_text(encoding="utf-8").rstrip("\n")
+    cell = next(cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", []))
+    if cell.source == wanted:
+        return False
+    cell.source = wanted
+    write(notebook, path)
+    return True
 
 
 if __name__ == "__main__":
-    chosen = [p for p in NOTEBOOKS if not sys.argv[1:] or p.name[:2] in sys.argv[1:]]
+    numbers = [argument for argument in sys.argv[1:] if argument != "--setup-cell"]
+    chosen = [p for p in NOTEBOOKS if not numbers or p.name[:2] in numbers]
     if not chosen:
-        sys.exit(f"no notebook matches {sys.argv[1:]}: numbers are {[p.name[:2] for p in NOTEBOOKS]}")
+        sys.exit(f"no notebook matches {numbers}: numbers are {[p.name[:2] for p in NOTEBOOKS]}")
+    if "--setup-cell" in sys.argv:
+        print("setup cell replaced in", ", ".join(path.name for path in chosen if replace_setup_cell(path)) or "no notebook")
+        sys.exit()
     for path in chosen:
         subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", str(path)], cwd=ROOT, check=True)
         print(f"{path.name}: {refresh(path):.0f} s", flush=True)

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from tests.notebooks import NOTEBOOKS, ROOT, code_cells, read, source, tags
+from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL, code_cells, read, source, tags
 
 CLAIMS = tomllib.loads((ROOT / "tests" / "claims.toml").read_text())["claim"]
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -22,7 +22,7 @@ def test_runs_in_order_without_errors(path):
 
 @by_name
 def test_setup_cell_is_the_same_everywhere(path):
-    assert source(code_cells(path)[0]) == source(code_cells(NOTEBOOKS[0])[0])
+    assert source(code_cells(path)[0]) == SETUP_CELL.read_text(encoding="utf-8").rstrip("\n"), "run `make setup-cell`"
     assert "setup" in tags(code_cells(path)[0])
 
 

@@ -1,0 +1,1 @@
+"""Stands in for pip where Colab is emulated: see __main__."""
