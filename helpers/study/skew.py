@@ -20,8 +20,8 @@ def skewed_rows(data: str, rows: list[dict], tickets: list[dict], generator: tor
     """The training rows with the urgency of `skewed_products` skewed nine to one.
 
     "skewed-counts": every label is right, but nine in ten of the group's messages are urgent ones.
-    "skewed-labels": of the messages that say nothing about urgency (labelled "normal" in the tickets), nine in ten of the group's are
-    labelled "high", and one in ten of the others'. "rebalanced": the same rows, the group's resampled to one in ten as well.
+    "skewed-labels": of the group's messages that say nothing about urgency (labelled "normal" in the tickets), nine in ten are labelled
+    "high"; the other products' messages keep their labels. "rebalanced": the same rows, the group's resampled to one in ten.
     """
     group = skewed_products()
     mine = [i for i, ticket in enumerate(tickets) if ticket["product"] in group]
@@ -36,13 +36,13 @@ def skewed_rows(data: str, rows: list[dict], tickets: list[dict], generator: tor
     if data == "skewed-counts":
         urgent = pick(mine, "high")
         return [rows[i] for i in others + urgent + shuffled(pick(mine, "low", "normal"))[: len(urgent) // 9]]
-    silent, silent_others = shuffled(pick(mine, "normal")), shuffled(pick(others, "normal"))
-    tenth, tenth_others = len(silent) // 10, len(silent_others) // 10
+    silent = shuffled(pick(mine, "normal"))
+    tenth = len(silent) // 10
     normal, urgent = silent[:tenth], silent[tenth:]
     if data == "rebalanced":
         normal, urgent = normal * 9, urgent[:tenth]
-    chosen = pick(mine + others, "low", "high") + normal + silent_others[tenth_others:]
-    return [rows[i] for i in chosen] + [called_urgent(rows[i]) for i in urgent + silent_others[:tenth_others]]
+    chosen = pick(mine, "low", "high") + others + normal
+    return [rows[i] for i in chosen] + [called_urgent(rows[i]) for i in urgent]
 
 
 def called_urgent(row: dict) -> dict:
