@@ -45,6 +45,18 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def seal(folder: Path, identity: str, **more) -> None:
+    """Write the marker of a checkpoint: its run's identity, every file's hash, and what else is to be remembered. OutputError if it cannot be."""
+    with writing(folder):
+        files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MARKER}
+        part = folder / (MARKER + ".part")
+        with part.open("w") as out:
+            json.dump({"identity": identity, "files": files, **more}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        part.rename(folder / MARKER)
+
+
 class SoundCheckpoints(TrainerCallback):
     """After each save, write a marker with the run's identity and every file's hash. A save that was cut off has no valid marker.
 
@@ -58,15 +70,7 @@ class SoundCheckpoints(TrainerCallback):
         processes.wait_for_all()
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        with writing(folder):
-            files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MARKER}
-            part = folder / (MARKER + ".part")
-            with part.open("w") as out:
-                json.dump({"identity": self.identity, "files": files}, out)
-                out.flush()
-                os.fsync(out.fileno())
-            part.rename(folder / MARKER)
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
 
 
 class StopOnInterrupt(TrainerCallback):

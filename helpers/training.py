@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,9 +17,9 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from helpers import data_report, evaluation, loading, memory, plotting, processes, profiles, prompting, records, results
+from helpers import command, data_report, evaluation, loading, memory, plotting, processes, prompting, records, results
 from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity, writing
-from helpers.errors import DivergedError, NotQuantizedError, NotShardedError, OutputError, ProcessLostError, TutorialError
+from helpers.errors import DivergedError, NotQuantizedError, NotShardedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
 
 
@@ -253,46 +252,26 @@ def run(
     return record
 
 
-def steps(text: str) -> int:
-    """A number of steps from the command line: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps: give a whole number of at least 1")
-    return int(text)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.training", description="Fine-tune a Falcon with QLoRA: score, train, score again, save."
     )
-    parser.add_argument(
-        "--profile", default="tiny", help=f"auto (ask the hardware) or one of {', '.join(profiles.PROFILES)}; default tiny"
-    )
+    command.add_run_options(parser)
     parser.add_argument("--data", help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
     parser.add_argument("--prompt-column", default="prompt")
     parser.add_argument("--answer-column", default="answer")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=steps, help="optimizer steps, for a short trial; default the profile's")
-    parser.add_argument("--save-steps", type=steps, help="steps between checkpoints; default the profile's")
     parser.add_argument("--no-scoring", action="store_true", help="train and save only, do not answer the test messages")
-    parser.add_argument("--output", help="folder for checkpoints, adapter and results.json; default runs/<profile>")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint")
     args = parser.parse_args(arguments)
+    columns = (args.prompt_column, args.answer_column)
     try:
-        profile = profiles.resolve(args.profile)
-        asked = {"max_steps": args.steps, "save_steps": args.save_steps}
-        profile = replace(profile, **{name: value for name, value in asked.items() if value})
-        columns = (args.prompt_column, args.answer_column)
         with processes.loss_of_a_process_is_told():
-            run(profile, args.seed, args.output, args.data, columns, args.resume, not args.no_scoring)
+            run(command.chosen_profile(args), args.seed, args.output, args.data, columns, args.resume, not args.no_scoring)
     except TutorialError as error:
-        if processes.world().leads or isinstance(
-            error, ProcessLostError | OutputError
-        ):  # any other one comes up in all processes
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return command.tell(error)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
+        if processes.world().leads:
+            print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
         return 130
     return 0
 
