@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -121,7 +122,10 @@ def save_sharded(model, optimizer, step: int, identity: str, folder: Path) -> Pa
         shutil.rmtree(part, ignore_errors=True)
     processes.wait_for_all()
     with writing(part):
-        dcp.save(train_state(model, optimizer), checkpoint_id=part, no_dist=not distributed.is_initialized())
+        try:
+            dcp.save(train_state(model, optimizer), checkpoint_id=part, no_dist=not distributed.is_initialized())
+        except CheckpointException as error:  # torch's own, of all processes
+            raise next(iter(error.failures.values()))[0] from error
     processes.wait_for_all()
     if processes.world().leads:
         seal(part, identity, step=step)
