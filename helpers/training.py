@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from helpers import command, data_report, evaluation, loading, memory, plotting, processes, prompting, records, results
 from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity, writing
-from helpers.errors import DivergedError, NotQuantizedError, NotShardedError, OutputError, TutorialError
+from helpers.errors import DataError, DivergedError, NotQuantizedError, NotShardedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
 
 
@@ -207,6 +207,10 @@ def run(
         print(data_report.inspect_data(train_set, test, tokenizer, profile.max_length))
     here.say(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
 
+    if len(encoded) < profile.micro_batch * profile.accumulation:
+        raise DataError(
+            f"a step takes {profile.micro_batch * profile.accumulation} examples and there are {len(encoded)} to train on: add data"
+        )
     batch = f"{mine.accumulation} x {mine.micro_batch}" if mine.accumulation > 1 else mine.micro_batch
     here.say(f"processes: {here.size}, each with {batch} of the {profile.micro_batch * profile.accumulation} examples of a step")
     model = loading.load_base(profile, here.device(profile))
