@@ -246,7 +246,8 @@ def run(
         scores["after"] = evaluation.score(after, test["answer"])
         scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
     record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
-    path = results.write(record, folder)
+    with writing(folder / "results.json.part"):
+        path = results.write(record, folder)
     if scoring:
         print(results.examples(test["prompt"], before, after, test["answer"]))
         print(results.table(record))
