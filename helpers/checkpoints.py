@@ -1,17 +1,22 @@
-"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports profiles and errors."""
+"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports processes, profiles and errors."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from helpers.errors import CheckpointError
+from helpers import processes
+from helpers.errors import CheckpointError, OutputError
 from helpers.profiles import Profile
 
 MARKER = "complete.json"  # written last into a checkpoint: what makes it sound
@@ -25,25 +30,54 @@ def run_identity(profile: Profile, encoded: Dataset, seed: int) -> str:
     return digest.hexdigest()
 
 
-class SoundCheckpoints(TrainerCallback):
-    """After each save, write a marker with the run's identity and every file's hash. A save that was cut off has no valid marker."""
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """OutputError if what is written to `folder` while active cannot be, for instance on a full disk. No half of it is left behind."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if processes.is_broken_connection(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OutputError(
+            f"{folder.name} could not be written to {str(folder.parent)!r} ({reason}): make room on that disk, then run the same command with --resume"
+        ) from error
 
-    def __init__(self, identity: str):
-        self.identity = identity
 
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+def seal(folder: Path, identity: str, **more) -> None:
+    """Write the marker of a checkpoint: its run's identity, every file's hash, and what else is to be remembered. OutputError if it cannot be."""
+    with writing(folder):
         files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MARKER}
         part = folder / (MARKER + ".part")
         with part.open("w") as out:
-            json.dump({"identity": self.identity, "files": files}, out)
+            json.dump({"identity": identity, "files": files, **more}, out)
             out.flush()
             os.fsync(out.fileno())
         part.rename(folder / MARKER)
 
 
+class SoundCheckpoints(TrainerCallback):
+    """After each save, write a marker with the run's identity and every file's hash. A save that was cut off has no valid marker.
+
+    Of several processes the first writes the marker, when all have written what is theirs.
+    """
+
+    def __init__(self, identity: str):
+        self.identity = identity
+
+    def on_save(self, args, state, control, **kwargs):
+        processes.wait_for_all()
+        if not state.is_world_process_zero:
+            return
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
+
+
 class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A second one stops at once."""
+    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A second one stops at once.
+
+    Of several processes, all stop after the same step as soon as one of them was asked to.
+    """
 
     def __init__(self):
         self.asked = False
@@ -63,6 +97,7 @@ class StopOnInterrupt(TrainerCallback):
         signal.signal(signal.SIGINT, self.previous)
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.asked = processes.any_of(self.asked, args.device)
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control

@@ -51,3 +51,15 @@ class DivergedError(TutorialError):
 
 class PlanError(TutorialError):
     """A memory plan asked for with an unknown name or an impossible size."""
+
+
+class LaunchError(TutorialError):
+    """A number of processes that a run cannot be shared among."""
+
+
+class ProcessLostError(TutorialError):
+    """Another process of the same run was killed or failed, so that this one cannot go on."""
+
+
+class NotShardedError(TutorialError):
+    """A model whose parameters were to be spread over processes and were not."""

@@ -15,7 +15,9 @@ from helpers.errors import PlanError, TutorialError
 from helpers.gpus import GPUS, HEADROOM, capacity
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 from helpers.shapes import (  # noqa: F401 - notebooks and helpers know these names as memory's
+    FALCON_11B,
     FALCON_40B,
+    FALCON_180B,
     HYPOTHETICAL_13B,
     KNOWN_CONFIGS,
     adapter_parameters,

@@ -8,11 +8,13 @@ from transformers import FalconConfig
 from helpers.errors import ModelError
 from helpers.profiles import FALCON_7B, ROOT
 
-FALCON_40B = "tiiuae/falcon-40b"
+FALCON_11B, FALCON_40B, FALCON_180B = "tiiuae/falcon-11B", "tiiuae/falcon-40b", "tiiuae/falcon-180B"
 HYPOTHETICAL_13B = "hypothetical-falcon-13b"
 KNOWN_CONFIGS = {
     FALCON_7B: "data/falcon-7b/config.json",
+    FALCON_11B: "data/falcon-11b/config.json",
     FALCON_40B: "data/falcon-40b/config.json",
+    FALCON_180B: "data/falcon-180b/config.json",
     "data/tiny-falcon": "data/tiny-falcon/config.json",
     HYPOTHETICAL_13B: "data/falcon-7b/config.json",
 }

@@ -1,10 +1,12 @@
 """Training with the transformers Trainer: arguments from a profile, progress, checkpoints that are proven sound, resume, results.
 
-`python -m helpers.training --profile tiny` runs what notebook 05 steps through. On top of all other helpers.
+`python -m helpers.training --profile tiny` runs what notebook 05 steps through, `accelerate launch -m helpers.training` the same on
+several processes (notebook 08). On top of all other helpers.
 """
 
 import argparse
 import math
+import os
 import shutil
 import sys
 import time
@@ -15,15 +17,32 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from helpers import data_report, evaluation, loading, memory, plotting, profiles, prompting, quantized_cache, records, results
-from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity
-from helpers.errors import DivergedError, NotQuantizedError, OutputError, TutorialError
+from helpers import (
+    command,
+    data_report,
+    evaluation,
+    loading,
+    memory,
+    plotting,
+    processes,
+    prompting,
+    quantized_cache,
+    records,
+    results,
+)
+from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity, writing
+from helpers.errors import DataError, DivergedError, NotQuantizedError, NotShardedError, OutputError, TutorialError
 from helpers.profiles import ROOT, Profile
+
+
+def run_folder(profile: Profile, output: str | Path | None = None) -> Path:
+    """The run's folder: `output`, or runs/<profile>."""
+    return Path(output) if output else ROOT / "runs" / profile.name
 
 
 def output_folder(profile: Profile, output: str | Path | None = None) -> Path:
     """The run's folder (default runs/<profile>), made, proven writable, and on a disk with room for the run; OutputError if not."""
-    folder = Path(output) if output else ROOT / "runs" / profile.name
+    folder = run_folder(profile, output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -63,6 +82,8 @@ def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArg
         save_steps=profile.save_steps,
         save_total_limit=2,
         logging_steps=1,
+        ddp_find_unused_parameters=False,  # every adapter is used in every pass
+        include_num_input_tokens_seen="non_padding",  # summed over all processes: what shows that together they see every token once
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to="none",
         disable_tqdm=True,  # Progress below draws the bar
@@ -78,6 +99,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if not state.is_world_process_zero:
+            return
         if plotting.in_notebook():
             self.live = plotting.LiveLoss(self.total)
         else:
@@ -94,24 +117,32 @@ class Progress(TrainerCallback):
         self.losses.append(logs["loss"])
         if self.live:
             self.live.update(self.losses)
-        else:
+        elif self.bar:
             self.bar.update(state.global_step - self.bar.n)
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.live:
             self.live.update(self.losses, force=True)
-        else:
+        elif self.bar:
             self.bar.close()
+
+
+class SafeTrainer(Trainer):
+    """A Trainer that tells in one sentence that a checkpoint could not be written, and leaves no half of it."""
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
 
 
 def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: Path, seed: int = 0) -> Trainer:
     """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints and a clean stop on interrupt."""
-    arguments = training_arguments(profile, output, seed)
-    batch = profile.micro_batch * profile.accumulation * arguments.world_size
+    arguments = training_arguments(processes.share(profile, processes.world().size), output, seed)
+    batch = profile.micro_batch * profile.accumulation  # of one optimizer step, over all processes
     lengths = [len(ids) for ids in encoded["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=arguments,
         train_dataset=encoded.select(order),
@@ -130,11 +161,12 @@ def train(trainer: Trainer, resume: bool = False) -> dict:
     folder = Path(trainer.args.output_dir)
     identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
     checkpoint = newest_checkpoint(folder.parent, identity) if resume else None
-    if checkpoint is None:
+    here = processes.world()
+    if checkpoint is None and here.leads:
         shutil.rmtree(folder, ignore_errors=True)
     first = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     if resume:
-        print(f"resuming from {checkpoint.name}" if checkpoint else "no sound checkpoint found: starting at step 0")
+        here.say(f"resuming from {checkpoint.name}" if checkpoint else "no sound checkpoint found: starting at step 0")
     began = time.monotonic()
     with StopOnInterrupt() as stop:
         trainer.add_callback(stop)
@@ -163,37 +195,55 @@ def run(
     data: str | None = None,
     columns: tuple[str, str] = ("prompt", "answer"),
     resume: bool = False,
+    scoring: bool = True,
     cache: str | None = None,
 ) -> dict:
     """The whole of notebook 05: load, score the base, train, score again, save the adapter and results.json; returns the results.
 
-    Without `data` the tickets are used, with their own test splits; else a tenth of `data` (at most 300 rows) is held out.
-    `cache` is a folder for the quantized base, see `helpers.quantized_cache`.
+    Without `data` the tickets are used, with their own test splits; else a tenth of `data` (at most 300 rows) is held out. `scoring` False
+    leaves the scores out (None). `cache` is a folder for the quantized base, see `helpers.quantized_cache`. On several processes all train,
+    each on its share of every batch; the first one alone prints, scores and writes, and the others return None. Raises LaunchError if their
+    number does not divide the batch, NotShardedError under accelerate's FSDP.
     """
-    began = psutil.Process().create_time()
-    folder = output_folder(profile, output)
+    began, here = psutil.Process().create_time(), processes.world()
+    mine = processes.share(profile, here.size)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise NotShardedError(
+            "helpers.training keeps the whole model in every process and was started with accelerate's FSDP: start helpers.sharding to spread one model over processes, or leave --use_fsdp out"
+        )
+    folder = output_folder(profile, output) if here.leads else run_folder(profile, output)
     if data is None:
         train_set, test, reworded = (records.read_tickets(split) for split in ("train", "test", "test_reworded"))
     else:
         (train_set, test), reworded = records.split_records(records.read_records(data, *columns)), None
     tokenizer = loading.load_tokenizer(profile)
     encoded, left_out = prompting.encode(train_set, tokenizer, profile.max_length)
-    if data is not None:
+    if data is not None and here.leads:
         print(data_report.inspect_data(train_set, test, tokenizer, profile.max_length))
-    print(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
+    here.say(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
 
-    model = quantized_cache.load_base(profile, cache) if cache else loading.load_base(profile)
+    if len(encoded) < profile.micro_batch * profile.accumulation:
+        raise DataError(
+            f"a step takes {profile.micro_batch * profile.accumulation} examples and there are {len(encoded)} to train on: add data"
+        )
+    batch = f"{mine.accumulation} x {mine.micro_batch}" if mine.accumulation > 1 else mine.micro_batch
+    here.say(f"processes: {here.size}, each with {batch} of the {profile.micro_batch * profile.accumulation} examples of a step")
+    device = here.device(profile)
+    model = quantized_cache.load_base(profile, cache, device) if cache else loading.load_base(profile, device)
     proof = loading.prove_4bit(model)
-    print(
+    here.say(
         f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, {proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
     )
 
     def answer(split):
         return prompting.generate(model, tokenizer, split["prompt"], profile.max_new_tokens, profile.eval_batch)
 
-    perplexity = evaluation.perplexity(model, tokenizer, (ROOT / "data" / "heldout.txt").read_text(encoding="utf-8"))
-    before = answer(test)
-    scores = {"before": evaluation.score(before, test["answer"]), "perplexity_before": round(perplexity, 4)}
+    scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
+    scoring = scoring and here.leads
+    if scoring:
+        perplexity = evaluation.perplexity(model, tokenizer, (ROOT / "data" / "heldout.txt").read_text(encoding="utf-8"))
+        before = answer(test)
+        scores |= {"before": evaluation.score(before, test["answer"]), "perplexity_before": round(perplexity, 4)}
 
     fingerprint = loading.base_fingerprint(model)
     model = loading.attach_lora(model, profile, seed)
@@ -202,15 +252,21 @@ def run(
         raise NotQuantizedError(
             "the 4-bit base changed while the adapter was trained: report this with the versions in results.json"
         )
-    adapter = loading.save_adapter(model, folder / "adapter")
+    if not here.leads:
+        return None
+    with writing(folder / "adapter.part"):
+        adapter = loading.save_adapter(model, folder / "adapter")
 
-    after = answer(test)
-    scores["after"] = evaluation.score(after, test["answer"])
-    scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
+    if scoring:
+        after = answer(test)
+        scores["after"] = evaluation.score(after, test["answer"])
+        scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
     record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
-    path = results.write(record, folder)
-    print(results.examples(test["prompt"], before, after, test["answer"]))
-    print(results.table(record))
+    with writing(folder / "results.json.part"):
+        path = results.write(record, folder)
+    if scoring:
+        print(results.examples(test["prompt"], before, after, test["answer"]))
+        print(results.table(record))
     print(
         f"trained {record['steps']} steps in {record['train_seconds']:.0f} s; adapter and {path.name} are in {record['adapter_dir'].removesuffix('/adapter')}"
     )
@@ -222,32 +278,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.training", description="Fine-tune a Falcon with QLoRA: score, train, score again, save."
     )
-    parser.add_argument(
-        "--profile", default="tiny", help=f"auto (ask the hardware) or one of {', '.join(profiles.PROFILES)}; default tiny"
-    )
+    command.add_run_options(parser)
     parser.add_argument("--data", help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
     parser.add_argument("--prompt-column", default="prompt")
     parser.add_argument("--answer-column", default="answer")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="folder for checkpoints, adapter and results.json; default runs/<profile>")
     parser.add_argument("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR and load it from there next time")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint")
+    parser.add_argument("--no-scoring", action="store_true", help="train and save only, do not answer the test messages")
     args = parser.parse_args(arguments)
+    columns = (args.prompt_column, args.answer_column)
     try:
-        run(
-            profiles.resolve(args.profile),
-            args.seed,
-            args.output,
-            args.data,
-            (args.prompt_column, args.answer_column),
-            args.resume,
-            args.cache_4bit,
-        )
+        with processes.loss_of_a_process_is_told():
+            run(
+                command.chosen_profile(args),
+                args.seed,
+                args.output,
+                args.data,
+                columns,
+                args.resume,
+                not args.no_scoring,
+                args.cache_4bit,
+            )
     except TutorialError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return command.tell(error)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
+        if processes.world().leads:
+            print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
         return 130
     return 0
 

@@ -6,18 +6,16 @@ What is measured: `saved_bytes` of notebook 03 (saved_tensors_hooks) and, for th
 import contextlib
 import dataclasses
 import json
-import weakref
 
 import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import FalconConfig, FalconForCausalLM, GPT2Config, Trainer, TrainingArguments
 
 from helpers import gpus, lessons, loading, memory, profiles
 from helpers.errors import ModelError, PlanError
+from helpers.peak import Allocations
 
 TINY = profiles.PROFILES["tiny"]
 SMALL = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 512, "alibi": False}
@@ -187,28 +185,6 @@ def test_saved_activations_with_fewer_adapters(targets, tmp_path, saved_bytes):
     """The first layer keeps less where nothing before it is trained: with sixteen layers that is within the tenth."""
     fields = {"target_modules": targets}
     assert_saved_within_a_tenth(saved_bytes, *case({"num_hidden_layers": 16}, "qlora", tmp_path, **fields), "qlora")
-
-
-class Allocations(TorchDispatchMode):
-    """Bytes of all storages that operations make while it is active: now and at the peak."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.live, self.peak, self.seen = 0, 0, {t.untyped_storage()._cdata for t in known}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for storage in (t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)):
-            if storage._cdata not in self.seen:
-                self.seen.add(storage._cdata)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def freed(self, key, size):
-        self.seen.discard(key)
-        self.live -= size
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
