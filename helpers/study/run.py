@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from helpers import profiles
 
 STEPS, BATCH, WARMUP = 300, 8, 20
+BIAS_STEPS = 600  # what a group of products has in common is learnt later than the tickets, in as sudden a phase
 TEXT_STEPS = 60  # of runs on general text: about two and a half passes over it
 TARGETS = {
     "all": profiles.ALL_LINEAR,

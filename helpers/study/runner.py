@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from helpers import evaluation, loading, prompting, records
 from helpers.errors import DataError, DivergedError
 from helpers.study.formats import load_format, prepare, training_bytes
-from helpers.study.run import BATCH, DATA, FORMATS, METHODS, STEPS, TARGETS, TEXT_STEPS, WARMUP, Run
+from helpers.study.run import BATCH, BIAS_STEPS, DATA, FORMATS, METHODS, STEPS, TARGETS, TEXT_STEPS, WARMUP, Run
 from helpers.study.scoring import answer_logits, answer_losses, encoded, text_perplexity, text_windows, tokenizer
 from helpers.study.skew import skewed_rows, urgent_shares
 
@@ -80,7 +80,7 @@ def training_rows(run: Run) -> list[dict]:
 
 def fit(model, rows: list[dict], run: Run) -> dict:
     """Train for the study's fixed number of steps (cosine decay); return when 0.9 was reached and when the validation loss was least."""
-    steps = TEXT_STEPS if run.data == "text" else STEPS
+    steps = {"tickets": STEPS, "text": TEXT_STEPS}.get(run.data, BIAS_STEPS)
     probe = encoded("validation")[:PROBE_ROWS]
     found = {"steps": steps, "steps_to_90": None, "least_validation_loss": math.inf, "least_at": None}
     for step, _ in training_steps(model, rows, run, steps):
