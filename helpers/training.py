@@ -170,7 +170,11 @@ def train(trainer: Trainer, resume: bool = False) -> dict:
     began = time.monotonic()
     with StopOnInterrupt() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:  # an error's sentence begins on a line of its own
+            for bar in [c.bar for c in trainer.callback_handler.callbacks if isinstance(c, Progress) and c.bar]:
+                bar.close()
         trainer.remove_callback(stop)
     seconds = time.monotonic() - began
     if stop.asked and trainer.state.global_step < trainer.args.max_steps:
