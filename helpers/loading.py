@@ -103,12 +103,9 @@ def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
 
 def read_4bit(profile: Profile, path: str, device: str | None = None, **options) -> FalconForCausalLM:
     """`from_pretrained(path, **options)` with Falcon repaired and the proof after it; errors as `load_base`."""
-    small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8
-    bars = transformers.logging.is_progress_bar_enabled()
-    if small:  # loads in a tenth of a second
-        transformers.logging.disable_progress_bar()
+    small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8  # loads in a tenth of a second
     try:
-        with falcon_made_of_plain_linear():
+        with falcon_made_of_plain_linear(), progress_bars(not small):
             model = FalconForCausalLM.from_pretrained(
                 path, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
                 device_map={"": device or profile.device}, attn_implementation="sdpa", **options,
@@ -120,9 +117,6 @@ def read_4bit(profile: Profile, path: str, device: str | None = None, **options)
         raise ModelError(
             f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
         ) from error
-    finally:
-        if bars:
-            transformers.logging.enable_progress_bar()
     for module in four_bit_layers(model).values():
         # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference, rounds the block scales to
         # bfloat16, and from then on passes no gradient back through the layer, even in training. Keep the one format that trains.
@@ -132,6 +126,19 @@ def read_4bit(profile: Profile, path: str, device: str | None = None, **options)
         do_sample=False, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.eos_token_id
     )
     return model.eval()
+
+
+@contextlib.contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """While active, transformers shows its progress bars only if `shown`; then it does as before."""
+    before = transformers.logging.is_progress_bar_enabled()
+    if not shown:
+        transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers.logging.enable_progress_bar()
 
 
 @hub.with_token

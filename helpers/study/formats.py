@@ -22,7 +22,7 @@ def load_format(format: str) -> FalconForCausalLM:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=format[:3], bnb_4bit_use_double_quant=format == "nf4+dq", bnb_4bit_compute_dtype=tiny.dtype
         )  # fmt: skip
-    with loading.falcon_made_of_plain_linear():
+    with loading.falcon_made_of_plain_linear(), loading.progress_bars(False):
         model = FalconForCausalLM.from_pretrained(tiny.model_path, dtype=tiny.dtype, attn_implementation="sdpa", **options)
     found, wanted = len(loading.four_bit_layers(model)), 4 * model.config.num_hidden_layers * bool(options)
     if found != wanted:
