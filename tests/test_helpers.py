@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import FalconConfig, FalconForCausalLM, TrainerState
 from transformers.models.falcon import modeling_falcon
 
 from helpers import checkpoints, evaluation, loading, memory, profiles, prompting, records, results, setup, training
@@ -281,7 +281,7 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"12345")
     arguments = type("Arguments", (), {"output_dir": str(tmp_path / "checkpoints")})
-    state = type("State", (), {"global_step": 5})
+    state = TrainerState(global_step=5)
     assert checkpoints.newest_checkpoint(tmp_path, "me") is None  # no marker yet: as if the save had been cut off
     checkpoints.SoundCheckpoints("me").on_save(arguments, state, None)
     assert checkpoints.newest_checkpoint(tmp_path, "me") == folder
