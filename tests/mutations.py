@@ -34,10 +34,10 @@ FAULTS = [
     ("FP4 for NF4", "helpers/loading.py", 'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"', "test_helpers.py"),
     # Falcon
     ("Falcon not repaired", "helpers/loading.py", "modeling_falcon.FalconLinear = torch.nn.Linear", "pass", "test_helpers.py"),
-    ("not proven to be 4-bit", "helpers/loading.py", "if len(layers) != expected_layers:", "if False:", "test_bad_input.py"),
-    ("remote code trusted", "helpers/loading.py", "profile.model_path, revision=profile.revision, trust_remote_code=False, use_safetensors", "profile.model_path, revision=profile.revision, trust_remote_code=True, use_safetensors", "test_security.py"),
+    ("not proven to be 4-bit", "helpers/proof.py", "if len(layers) != expected_layers:", "if False:", "test_bad_input.py"),
+    ("remote code trusted", "helpers/loading.py", "path, trust_remote_code=False, use_safetensors", "path, trust_remote_code=True, use_safetensors", "test_security.py"),
     ("pickled weights allowed", "helpers/loading.py", "use_safetensors=True", "use_safetensors=None", "test_bad_input.py test_security.py"),
-    ("base's fingerprint blind to the scales", "helpers/loading.py", "(module.weight.data, module.weight.quant_state.absmax)", "(module.weight.data,)", "test_helpers.py test_adapters.py"),
+    ("base's fingerprint blind to the scales", "helpers/proof.py", "(module.weight.data, module.weight.quant_state.absmax)", "(module.weight.data,)", "test_helpers.py test_adapters.py"),
     ("adapter of any base accepted", "helpers/loading.py", "if base != (profile.model, profile.revision):", "if False:", "test_bad_input.py"),
     # prompts and labels
     ("padding not masked", "helpers/prompting.py", '[0] * (width - len(e["input_ids"])) for e', '[1] * (width - len(e["input_ids"])) for e', "test_helpers.py"),
