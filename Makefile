@@ -9,6 +9,8 @@ COLAB313 := .venv-colab-313/bin
 PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do if $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 TORCHAO := .venv-bench/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
+# What does not depend on the packages' versions runs once, in `make test`.
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py data.py fresh_clone.py readme.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
@@ -21,7 +23,7 @@ test: lint  ## ruff, all notebooks (nbval), contract and unit tests
 	$(GUARDED) $(BIN)/python -m pytest $(NBVAL) notebooks tests
 
 test-colab: .venv-colab/ready  ## the same on the package versions of Colab
-	$(GUARDED) $(COLAB)/python -m pytest $(NBVAL) notebooks tests
+	$(GUARDED) $(COLAB)/python -m pytest $(NBVAL) $(NOT_ABOUT_VERSIONS) notebooks tests
 
 test-colab-313: .venv-colab-313/ready  ## the same with Colab's torch and Python too, 2.11.0 and 3.13: 5 GB of disk, so no part of CI
 	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) notebooks tests
