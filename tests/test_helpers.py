@@ -126,6 +126,9 @@ def test_labels_are_the_answer_and_the_end_token(tokenizer):
     learned = [label for label in example["labels"] if label != prompting.IGNORED]
     assert learned == tokenizer(" Here.")["input_ids"] + [tokenizer.eos_token_id]
     assert example["input_ids"][-len(learned) :] == learned
+    assert (
+        example["labels"] == [prompting.IGNORED] * (len(example["input_ids"]) - len(learned)) + learned
+    )  # each in its token's place
     assert tokenizer.decode(example["input_ids"]) == "User: Where is it?\nAssistant: Here." + tokenizer.eos_token
 
 
