@@ -62,6 +62,25 @@ FAULTS = [
     ("plan forgets B", "helpers/shapes.py", "for side in shapes[kind]]", "for side in shapes[kind][:1]]", "test_memory.py"),
     ("test message leaks into training", "data/tickets/train.jsonl", "", "LEAK", "test_data.py"),
     ("guard lets everything out", "tests/guard/sitecustomize.py", "    raise OSError(f\"network guard", "    return\n    raise OSError(f\"network guard", "test_bad_input.py"),
+    # keeping and moving models
+    ("damaged 4-bit copy used", "helpers/quantized_cache.py", "hash_of(folder / name) != digest", "False", "test_quantized_cache.py"),
+    ("4-bit copy of other versions used", "helpers/quantized_cache.py", '"versions": {name: version(name) for name in DECIDING},', '"versions": {},', "test_quantized_cache.py"),
+    ("ties rounded upwards", "helpers/fast_nf4.py", "np.greater(x, bound, out=above)", "np.greater_equal(x, bound, out=above)", "test_fast_nf4.py"),
+    ("download not held against its hash", "helpers/hub.py", "if found != blob.name:", "if False:", "test_survive.py"),
+    ("token asked for at any error", "helpers/hub.py", "if isinstance(error, GatedRepoError):", "if True:", "test_survive.py"),
+    # several processes
+    ("each process takes the whole micro-batch", "helpers/processes.py", "micro_batch=profile.micro_batch // rest)", "micro_batch=profile.micro_batch)", "test_beyond.py"),
+    ("lost process shows a traceback", "helpers/processes.py", "    if here.size == 1 or threading", "    if True or threading", "test_beyond.py"),
+    ("bytes packed as bytes for FSDP2", "helpers/sharding.py", "    pack_as_floats(model)\n", "    pass\n", "test_beyond.py"),
+    ("sharded checkpoint of another run resumed", "helpers/sharding.py", 'if saved["identity"] != identity:', "if False:", "test_beyond.py"),
+    ("planner adds no gradients under DDP", "helpers/scaling.py", "gradients=2 * whole.gradients)", "gradients=whole.gradients)", "test_beyond.py"),
+    # Colab
+    ("pip may replace torch", "helpers/environment.py", '"--constraint", str(constraints), ', "", "test_setup_cell.py"),
+    ("pip may replace torch, on the emulated Colab", "helpers/environment.py", '"--constraint", str(constraints), ', "", "test_fresh_clone.py"),
+    ("a package that is needed is not installed", "helpers/environment.py", '"datasets", "loralib",', '"datasets",', "test_setup_cell.py"),
+    ("a package that is needed is not installed, on the emulated Colab", "helpers/environment.py", '"peft", "bitsandbytes", "accelerate"', '"peft", "accelerate"', "test_fresh_clone.py"),
+    ("bfloat16 written into a helper", "helpers/loading.py", "bnb_4bit_compute_dtype=profile.dtype", "bnb_4bit_compute_dtype=torch.bfloat16", "test_gpu_profiles.py"),
+    ("no loss scaling for float16", "helpers/training.py", 'fp16=profile.compute_dtype == "float16",', "fp16=False,", "test_gpu_profiles.py"),
     # the study
     ("half a row kept", "helpers/study/rows.py", 'whole, _, cut = text.rpartition("\\n")', 'whole, cut = text.rstrip("\\n"), ""', "test_study.py"),
     ("intervals by the normal distribution", "helpers/study/intervals.py", "t_quantile(len(values) - 1) *", "1.96 *", "test_study.py"),
@@ -81,6 +100,13 @@ def plant(folder: Path, file: str, text: str, fault: str) -> None:
     if content.count(text) != 1:
         raise LookupError(f"{text!r} stands {content.count(text)} times in {file}: name a text that stands once")
     path.write_text(content.replace(text, fault), encoding="utf-8")
+
+
+def commit(folder: Path) -> None:
+    """Make the copy a repository: what the emulated Colab fetches is a commit."""
+    author = ("-c", "user.name=mutations", "-c", "user.email=mutations@localhost")
+    for command in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "--message", "a planted fault")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
 
 
 def caught(folder: Path, tests: str) -> bool:
@@ -104,6 +130,7 @@ def main(chosen: list[str]) -> int:
                 (folder / each).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / each, folder / each)
             plant(folder, file, text, fault)
+            commit(folder)
             began = time.monotonic()
             found = caught(folder, tests)
             tqdm.write(f"{name:<42}{'caught' if found else 'SURVIVED':<10}{time.monotonic() - began:>5.0f} s  {tests}")
