@@ -43,7 +43,7 @@ class FourBitProof:
 
 
 def prove_4bit(model: FalconForCausalLM) -> FourBitProof:
-    """Count 4-bit layers and bytes and hold both against the config; NotQuantizedError unless they agree (bytes within 0.5%)."""
+    """Count 4-bit layers and bytes and hold both against the config; NotQuantizedError unless they agree (bytes within 0.5%) in NF4."""
     config, layers = model.config, four_bit_layers(model)
     expected_layers = 4 * config.num_hidden_layers
     if len(layers) != expected_layers:
@@ -56,6 +56,11 @@ def prove_4bit(model: FalconForCausalLM) -> FourBitProof:
         raise NotQuantizedError(
             f"the model takes {found:,} bytes where 4-bit weights predict {expected:,}: check quantization_config (NF4, double quantization)"
         )
+    for name, layer in layers.items():  # FP4 has as many bytes, and larger errors
+        if layer.weight.quant_state.quant_type != "nf4":
+            raise NotQuantizedError(
+                f"layer {name} holds {layer.weight.quant_state.quant_type!r} codes where NF4 was asked for: check quantization_config (bnb_4bit_quant_type)"
+            )
     return FourBitProof(len(layers), found, expected)
 
 

@@ -29,7 +29,7 @@ FAULTS = [
     ("block size 128 for 64", NOTEBOOKS["02"], "def quantize_nf4(w, block_size=64)", "def quantize_nf4(w, block_size=128)", "test_nf4.py"),
     ("x / absmax for x * (1 / absmax)", NOTEBOOKS["02"], "blocks * (1 / scale.clamp(min=1e-38))[:, None]", "blocks / scale.clamp(min=1e-38)[:, None]", "test_nf4.py"),
     ("double quantization without its offset", NOTEBOOKS["02"], "absmax.reshape(-1) - offset", "absmax.reshape(-1)", "test_nf4.py"),
-    ("compute dtype left at float32", "helpers/loading.py", ", bnb_4bit_compute_dtype=profile.dtype", "", "test_helpers.py test_bad_input.py"),
+    ("compute dtype left at float32", "helpers/loading.py", ", bnb_4bit_compute_dtype=profile.dtype", "", "test_gpu_profiles.py"),
     ("no double quantization", "helpers/loading.py", "bnb_4bit_use_double_quant=True", "bnb_4bit_use_double_quant=False", "test_helpers.py"),
     ("FP4 for NF4", "helpers/loading.py", 'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"', "test_helpers.py"),
     # Falcon

@@ -11,6 +11,7 @@ from transformers import FalconConfig, FalconForCausalLM, TrainerState
 from transformers.models.falcon import modeling_falcon
 
 from helpers import checkpoints, evaluation, loading, memory, profiles, prompting, records, results, setup, training
+from helpers.errors import NotQuantizedError
 from tests.notebooks import ROOT
 
 # --- memory -----------------------------------------------------------------------------------------------------------------
@@ -58,6 +59,15 @@ def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
     assert proof.linear4bit_modules == 4 * base.config.num_hidden_layers
     assert abs(proof.footprint_bytes / proof.footprint_expected_bytes - 1) < 0.005
     assert modeling_falcon.FalconLinear is not torch.nn.Linear
+
+
+def test_fp4_is_not_taken_for_nf4(tiny, monkeypatch):
+    """It has as many layers and bytes, and larger errors."""
+    config = loading.quantization_config(tiny)
+    config.bnb_4bit_quant_type = "fp4"
+    monkeypatch.setattr(loading, "quantization_config", lambda profile: config)
+    with pytest.raises(NotQuantizedError, match="layer .* holds 'fp4' codes where NF4 was asked for: check quantization_config"):
+        loading.load_base(tiny)
 
 
 def test_4bit_logits_are_near_the_16bit_models(base, tiny, tokenizer):
