@@ -36,7 +36,7 @@ FAULTS = [
     ("Falcon not repaired", "helpers/loading.py", "modeling_falcon.FalconLinear = torch.nn.Linear", "pass", "test_helpers.py"),
     ("not proven to be 4-bit", "helpers/proof.py", "if len(layers) != expected_layers:", "if False:", "test_bad_input.py"),
     ("remote code trusted", "helpers/loading.py", "path, trust_remote_code=False, use_safetensors", "path, trust_remote_code=True, use_safetensors", "test_security.py"),
-    ("pickled weights allowed", "helpers/loading.py", "use_safetensors=True", "use_safetensors=None", "test_bad_input.py test_security.py"),
+    ("pickled weights allowed", "helpers/loading.py", "use_safetensors=True", "use_safetensors=None", "test_quantized_cache.py"),
     ("base's fingerprint blind to the scales", "helpers/proof.py", "(module.weight.data, module.weight.quant_state.absmax)", "(module.weight.data,)", "test_helpers.py test_adapters.py"),
     ("adapter of any base accepted", "helpers/loading.py", "if base != (profile.model, profile.revision):", "if False:", "test_bad_input.py"),
     # prompts and labels
