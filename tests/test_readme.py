@@ -67,6 +67,15 @@ def test_every_number_of_the_findings_was_printed_by_its_notebook():
     assert numbers >= 12
 
 
+def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
+    notebook = next(path for path in NOTEBOOKS if path.name.startswith("07"))
+    found = re.findall(r"^(50|100|200|500|2000) +(0\.\d+) +(0\.\d+) +(0\.\d+) ", printed(notebook), re.MULTILINE)
+    exact = {int(size): [float(score) for score in scores] for size, *scores in found}
+    lost = {size: [most - some for most, some in zip(exact[2000], exact[size], strict=True)] for size in (200, 500)}
+    assert "500 examples did as well as 2,000" in README and max(lost[500]) < 0.01
+    assert "200 lost two to five points" in README and 0.02 <= min(lost[200]) and max(lost[200]) < 0.05
+
+
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z0-9-]+)", README)) <= targets
@@ -100,5 +109,18 @@ def test_the_rehearsal_is_quoted_and_met_its_targets():
     assert record["layouts"]["hub"]["summary"]["plain_over_load_seconds"] >= 1.5
     assert record["layouts"]["hub"]["summary"]["stored_bytes"] == record["layouts"]["bin"]["summary"]["stored_bytes"]
     assert f"{record['layouts']['hub']['summary']['stored_bytes']:,} bytes on every path" in README
+    hub, pickled = record["layouts"]["hub"], record["layouts"]["bin"]["phases"]
+    plan, libraries = hub["summary"]["run_planned_bytes"], pickled["refused"]["peak_rss_bytes"]
+    direct, conversion = pickled["load_pickled"], pickled["convert"]
+    for sentence in (
+        f"said {plan / 1e9:.2f} GB for the whole run",
+        f"takes {libraries / 1e9:.2f} GB more",
+        f"{direct['peak_anonymous_bytes'] / 1e9:.2f} GB of anonymous memory, {direct['peak_rss_bytes'] / 1e9:.2f} GB with the mapped",
+        f"in {conversion['peak_anonymous_bytes'] / 1e9:.2f} GB of anonymous memory.",
+    ):
+        assert sentence in README, sentence
+    assert 25 < hub["phases"]["resume"]["seconds_a_step"] < 35, "half a minute"
+    plain = hub["phases"]["plain"]
+    assert plain["of_it_quantizing_seconds"] > 0.95 * plain["load_seconds"], "nearly all"
     bits = {layout["phases"]["load"]["base_sha256"] for layout in record["layouts"].values()}
     assert len(bits) == 1, "one seed, the same weights in each layout"
