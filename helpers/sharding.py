@@ -35,8 +35,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 
 def pack_as_floats(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Let every 4-bit weight call its bytes `dtype` numbers, without changing a bit: FSDP gathers one dtype a layer.
+    """Let every 4-bit weight call its bytes `dtype` numbers, without changing a bit.
 
+    FSDP in torch 2.11, Colab's, makes parameters that may require gradients, which only floating-point numbers can; torch 2.13 takes bytes.
     bitsandbytes knows this as `bnb_4bit_quant_storage`; it reads bytes, whatever they are called.
     """
     for module in loading.four_bit_layers(model).values():

@@ -70,6 +70,16 @@ def test_fp4_is_not_taken_for_nf4(tiny, monkeypatch):
         loading.load_base(tiny)
 
 
+def test_the_fingerprint_sees_every_packed_byte_and_every_scale(base):
+    """A block's scale that changed is another base, though its packed bytes are the same."""
+    before, layer = loading.base_fingerprint(base), base.transformer.h[-1].mlp.dense_4h_to_h
+    for stored in (layer.weight.data.view(-1), layer.weight.quant_state.absmax.view(-1)):
+        stored[-1] ^= 1
+        assert loading.base_fingerprint(base) != before
+        stored[-1] ^= 1
+    assert loading.base_fingerprint(base) == before
+
+
 def test_4bit_logits_are_near_the_16bit_models(base, tiny, tokenizer):
     full = FalconForCausalLM.from_pretrained(tiny.model_path, dtype=torch.float32)
     ids = tokenizer("Call me Ishmael. Some years ago, never mind how long", return_tensors="pt")["input_ids"]
@@ -189,7 +199,7 @@ def test_length_grouped_order_carries_the_rest_of_an_epoch_over():
 def test_batched_generation_equals_single_generation(base, tokenizer):
     prompts = records.read_tickets("test")["prompt"][:50]
     together = prompting.generate(base, tokenizer, prompts, 24, 16, progress=False)
-    alone = prompting.generate(base, tokenizer, prompts, 24, 1, progress=False)
+    alone = [prompting.generate(base, tokenizer, [prompt], 24, 1, progress=False)[0] for prompt in prompts]  # no order to mix up
     assert together == alone
 
 
