@@ -10,11 +10,11 @@ PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python
 TORCHAO := .venv-bench/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py data.py fresh_clone.py readme.py)
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py data.py fresh_clone.py pictures.py readme.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets lint
+.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero lint
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -58,6 +58,9 @@ bench-nf4: .venv-bench/ready  ## NF4 by hand against bitsandbytes and torchao: t
 
 tickets: .venv/ready  ## write data/tickets again
 	$(BIN)/python data/build_tickets.py
+
+hero: .venv/ready  ## draw README's first figure again, from notebook 05's stored scores and the memory planner
+	$(BIN)/python data/build_hero.py
 
 pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch (fetches two npm packages); ARGS="--steps 100" to try
 	$(BIN)/python data/build_tiny_falcon.py $(ARGS)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's palette, safe for the common forms of colour blindness
+# Okabe and Ito's palette, safe for the common forms of colour blindness, with a grey that nobody takes for the green (tests/test_pictures.py)
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2",
     "#E69F00",
@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#CC79A7",
     "#56B4E9",
     "#F0E442",
-    "#999999",
+    "#666666",
 )
 
 
@@ -35,6 +35,7 @@ def set_style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "grid.alpha": 0.25,
+            "axes.formatter.min_exponent": 4,  # log axes say 0.2 and 100, and powers of ten only beyond 0.001 and 1,000
             "lines.linewidth": 2.0,
             "legend.frameon": False,
             "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
