@@ -11,7 +11,7 @@ TORCHAO := .venv-bench/bin
 TOOLS := .venv-tools/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py pictures.py readme.py supply.py)
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py mutations.py pictures.py readme.py supply.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
@@ -48,7 +48,7 @@ setup-cell: .venv/ready  ## write tests/setup_cell.py into every notebook
 study: .venv/ready  ## the runs of notebook 07 that data/study.csv lacks: all, or EXPERIMENT=few-data; about an hour and a half on two cores
 	$(BIN)/python -m helpers.study $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(ARGS)
 
-mutations: .venv/ready  ## plant faults one at a time and see the tests catch each; about half an hour
+mutations: .venv/ready  ## plant faults one at a time and see the tests catch each; about half an hour; ARGS="rank" for some
 	$(BIN)/python -m tests.mutations $(ARGS)
 
 bench: .venv/ready  ## useful tokens a second: length-grouped batches against padding to the maximum

@@ -1,6 +1,7 @@
 """Plant realistic faults, one at a time, in a copy of the repository, and see that the tests named beside each catch it.
 
-`make mutations` prints the table; exit status 1 if a fault survives. A fault is (name, file, text, text with the fault, tests to run).
+`make mutations` prints the table, one fault on each core at a time; exit status 1 if a fault survives. ARGS="rank seed" tries those
+with such a word in their name. A fault is (name, file, text, text with the fault, tests to run).
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -110,7 +112,12 @@ def commit(folder: Path) -> None:
 
 def caught(folder: Path, tests: str) -> bool:
     """Whether one of the test files fails (an error while collecting does not count)."""
-    environment = os.environ | {"PYTHONPATH": str(folder / "tests" / "guard"), "QLORA_PROFILE": "tiny", "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "tests" / "guard"),
+        "QLORA_PROFILE": "tiny",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests.split())]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode > 1:
@@ -118,21 +125,27 @@ def caught(folder: Path, tests: str) -> bool:
     return done.returncode == 1
 
 
+def tried(files: list[str], name: str, file: str, text: str, fault: str, tests: str) -> tuple[str, str, bool, float]:
+    """Plant one fault in a copy of `files` and run `tests` there: name, tests, whether it was caught, seconds."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for each in files:
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / each, folder / each)
+        plant(folder, file, text, fault)
+        commit(folder)
+        began = time.monotonic()
+        return name, tests, caught(folder, tests), time.monotonic() - began
+
+
 def main(chosen: list[str]) -> int:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     faults = [fault for fault in FAULTS if not chosen or any(word in fault[0] for word in chosen)]
     survivors = []
-    for name, file, text, fault, tests in tqdm(faults, desc="faults", unit="fault"):
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            for each in files:
-                (folder / each).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / each, folder / each)
-            plant(folder, file, text, fault)
-            commit(folder)
-            began = time.monotonic()
-            found = caught(folder, tests)
-            tqdm.write(f"{name:<42}{'caught' if found else 'SURVIVED':<10}{time.monotonic() - began:>5.0f} s  {tests}")
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        results = as_completed([cores.submit(tried, files, *fault) for fault in faults])
+        for name, tests, found, seconds in (result.result() for result in tqdm(results, desc="faults", total=len(faults))):
+            tqdm.write(f"{name:<66}{'caught' if found else 'SURVIVED':<10}{seconds:>5.0f} s  {tests}")
             survivors += [] if found else [name]
     print(f"{len(faults) - len(survivors)} of {len(faults)} faults caught")
     return 1 if survivors else 0
