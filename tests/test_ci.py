@@ -1,16 +1,14 @@
-"""The workflows say what they are meant to say, in valid YAML, and call nothing that is not there."""
+"""The workflows keep GitHub's schema, say what they are meant to say, may do nothing but read, and call nothing that is not there."""
 
 import re
 
 import pytest
+import yaml
 
 from tests.notebooks import ROOT
+from tests.schemas import against_schema
 
-yaml = pytest.importorskip("yaml", reason="PyYAML is no dependency of its own; it comes with transformers and accelerate")
 WORKFLOWS = {path.name: path for path in (ROOT / ".github" / "workflows").glob("*.yml")}
-STEP = {"name", "uses", "run", "with", "if", "env", "id", "working-directory", "shell"}
-JOB = {"runs-on", "steps", "timeout-minutes", "strategy", "env", "needs", "if", "name"}
-EVENTS = {"push", "pull_request", "schedule", "workflow_dispatch"}
 
 
 def load(name: str) -> dict:
@@ -23,18 +21,41 @@ def steps(workflow: dict) -> list[dict]:
     return [step for job in workflow["jobs"].values() for step in job["steps"]]
 
 
+def test_workflows_and_dependabot_keep_githubs_schemas():
+    for schema, paths in (("github-workflows", WORKFLOWS.values()), ("dependabot", [ROOT / ".github" / "dependabot.yml"])):
+        done = against_schema(schema, *paths)
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("sound", "broken"), [("runs-on:", "runs_on:"), ("contents: read", "contents: reed")])
+def test_the_schema_refuses_what_github_would(sound, broken, tmp_path):
+    text = WORKFLOWS["ci.yml"].read_text()
+    assert sound in text
+    (tmp_path / "ci.yml").write_text(text.replace(sound, broken))
+    done = against_schema("github-workflows", tmp_path / "ci.yml")
+    assert done.exit_code == 1
+    assert "Schema validation errors" in done.output
+
+
 @pytest.mark.parametrize("name", sorted(WORKFLOWS))
-def test_structure(name):
+def test_a_workflow_may_only_read_and_ends(name):
+    """A job that publishes may write pages, and nothing else; no job leaves its token in the checkout, or runs for ever."""
     workflow = load(name)
-    assert set(workflow) <= {"name", "on", "jobs", "env", "permissions", "concurrency"}
-    assert set(workflow["on"]) <= EVENTS and workflow["on"]
+    assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
-        assert set(job) <= JOB and {"runs-on", "steps", "timeout-minutes"} <= set(job)
+        assert set(job.get("permissions", {}).items()) <= {("contents", "read"), ("pages", "write"), ("id-token", "write")}
+        assert job["timeout-minutes"] <= 90
     for step in steps(workflow):
-        assert set(step) <= STEP
-        assert ("uses" in step) != ("run" in step)
-        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1"))
-        assert isinstance(step.get("run", ""), str)
+        assert "actions/checkout" not in step.get("uses", "") or step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("name", sorted(WORKFLOWS))
+def test_actions_are_pinned_to_commits(name):
+    """A tag can be moved by whoever takes over the action's repository; a commit cannot."""
+    for line in WORKFLOWS[name].read_text().splitlines():
+        if "uses:" in line:
+            pin = r" *(?:- )?uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
+            assert re.fullmatch(pin, line), f"{line.strip()}: name the commit of a release, and the release in a comment"
 
 
 def test_every_python_is_quoted_and_supported():
