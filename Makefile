@@ -8,6 +8,7 @@ COLAB := .venv-colab/bin
 COLAB313 := .venv-colab-313/bin
 PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do if $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null; then echo $$p; break; fi; done)
 TORCHAO := .venv-bench/bin
+BOOK := .venv-book/bin
 TOOLS := .venv-tools/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
@@ -15,7 +16,7 @@ NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contrib
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero lint lock licences audit
+.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero book test-browser lint lock licences audit
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -28,6 +29,16 @@ test-colab: .venv-colab/ready  ## the same on the package versions of Colab
 
 test-colab-313: .venv-colab-313/ready  ## the same with Colab's torch and Python too, 2.11.0 and 3.13: 5 GB of disk, so no part of CI
 	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) notebooks tests
+
+# Without the conftest of tests/, which needs torch: .venv-book has none
+test-browser: book .venv/ready  ## the book and JupyterLab in a real browser (Chromium, else skipped); screenshots in build/screenshots
+	$(BOOK)/python -m pytest --confcutdir=tests/browser tests/browser $(ARGS)
+
+book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed, nothing fetched
+	rm -rf build/book
+	mkdir -p build/book/source
+	cp notebooks/*.ipynb notebooks/book/index.md build/book/source
+	PYTHONPATH=$(CURDIR)/tests/guard $(BOOK)/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
 
 soak-float16: .venv/ready  ## train in float32, bfloat16 and float16 over five seeds and compare scores; about an hour; ARGS="--seeds 2" for less
 	$(BIN)/python -m tests.float16 $(ARGS)
@@ -108,3 +119,8 @@ rehearse-7b: .venv/ready  ## load, tune and reload Falcon-7b's shapes with rando
 	$(BIN)/python -m venv .venv-bench
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(TORCHAO)/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
 	if $(TORCHAO)/python -m pip install --quiet --no-deps --requirement tests/requirements-bench.txt; then touch $@; fi
+
+.venv-book/ready: tests/requirements-book.txt
+	$(PYTHON) -m venv .venv-book
+	$(BOOK)/python -m pip install --quiet --requirement tests/requirements-book.txt
+	touch $@

@@ -1,0 +1,198 @@
+"""The book as `make book` built it, in a real browser: on a desk and on a phone, by day and by night."""
+
+import json
+import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.browser.conftest import ROOT
+
+HTML = ROOT / "build" / "book" / "html"
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+PAGES = ["index", *NOTEBOOKS]
+VIEWS = [(page, width, scheme) for width in (1440, 390) for scheme in ("light", "dark") for page in PAGES]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def address():
+    """Where the book is served while the tests run."""
+    assert (HTML / "index.html").exists(), "build the book first: make book"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=HTML))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def windows(browser):
+    """One window for each width and colour scheme, kept open, with what its pages asked for and what failed."""
+    kept = {}
+
+    def window(width: int, scheme: str):
+        if (width, scheme) not in kept:
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.asked, page.failed = [], []
+            page.on("request", lambda request: page.asked.append(request.url))
+            page.on("response", lambda answer: page.failed.append(answer.url) if answer.status >= 400 else None)
+            page.on("pageerror", lambda error: page.failed.append(str(error)))
+            kept[width, scheme] = page
+        return kept[width, scheme]
+
+    return window
+
+
+@pytest.fixture(scope="module", params=VIEWS, ids=lambda view: "-".join(map(str, view)))
+def view(request, windows, address, shots):
+    """A page of the book, open, its mathematics set and its pictures loaded; a screenshot of it is kept."""
+    name, width, scheme = request.param
+    page = windows(width, scheme)
+    page.asked.clear()
+    page.failed.clear()
+    page.goto(f"{address}/{name}.html", wait_until="load")
+    page.wait_for_selector("body[data-ready]", state="attached")
+    page.screenshot(path=shots / f"book-{name}-{width}-{scheme}.png", full_page=True)
+    return SimpleNamespace(page=page, name=name, width=width, scheme=scheme)
+
+
+def cut_off(page, selector: str) -> list[str]:
+    """The elements that match and are shown, but reach beyond the text's column or hold more than they show, with no box that scrolls it."""
+    return page.evaluate(
+        """selector => {
+            const column = document.querySelector('article').getBoundingClientRect();
+            const scrolls = node => ['auto', 'scroll'].includes(getComputedStyle(node).overflowX);
+            const boxed = node => node.tagName != 'ARTICLE' && (scrolls(node) || boxed(node.parentElement));
+            return [...document.querySelectorAll(selector)].filter(node => node.checkVisibility()).filter(node => {
+                const box = node.getBoundingClientRect();
+                const beyond = box.left < column.left - 1 || box.right > column.right + 1;
+                const overfull = !node.matches('p, li') && getComputedStyle(node).display != 'inline' && node.scrollWidth > node.clientWidth + 1;
+                return beyond && !boxed(node.parentElement) || overfull && !boxed(node);
+            }).map(node => node.outerHTML.slice(0, 200));
+        }""",
+        selector,
+    )
+
+
+def test_the_page_does_not_scroll_sideways(view):
+    assert view.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_figures_tables_code_and_formulas_stay_in_the_column_or_scroll_in_their_own_box(view):
+    assert not cut_off(
+        view.page, "article :is(img, svg, table, pre, .highlight, .table-wrapper, .math, mjx-container, details, p, li)"
+    )
+
+
+def test_pictures_are_loaded_and_said_in_words(view):
+    pictures = view.page.evaluate(
+        "[...document.images].map(image => ({alt: image.alt, width: image.naturalWidth, src: image.getAttribute('src')}))"
+    )
+    assert view.name in ("index", *NOTEBOOKS) and (pictures or view.name == "index")
+    for picture in pictures:
+        assert picture["width"] > 0, picture
+        assert len(picture["alt"]) > 15 and picture["src"] not in picture["alt"], picture
+
+
+def test_mathematics_is_set(view):
+    formulas, set_, wrong = view.page.evaluate(
+        "['article .math', 'article .math mjx-container', 'mjx-merror'].map(what => document.querySelectorAll(what).length)"
+    )
+    assert formulas == set_ and not wrong
+    prose = view.page.evaluate(
+        """(() => { const copy = document.querySelector('article').cloneNode(true);
+            copy.querySelectorAll('pre, code, mjx-container').forEach(node => node.remove()); return copy.textContent; })()"""
+    )
+    assert not re.findall(r".{0,30}(?:\$|\\[a-zA-Z(\[]).{0,30}", prose)
+
+
+def test_contrast_and_structure(view, axe):
+    """axe-core: contrast of 4.5 to 1 for text, and whatever else of WCAG 2 A and AA a machine can see."""
+    if view.width > 390 and view.name != "index":
+        pytest.skip("a wide window colours nothing otherwise than a narrow one: the start page stands for all there")
+    view.page.evaluate(axe)
+    found = view.page.evaluate(
+        "async () => (await axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations']})).violations"
+        ".map(rule => [rule.id, rule.nodes.length, ...rule.nodes.slice(0, 3).map(node => node.html.slice(0, 160) + node.failureSummary)])"
+    )
+    assert not found, json.dumps(found, indent=1)
+
+
+@pytest.fixture(scope="session")
+def axe():
+    from importlib.resources import files
+
+    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+def test_nothing_is_asked_of_another_host(view, address):
+    assert view.page.asked and not [url for url in view.page.asked if not url.startswith((address, "data:"))]
+    assert not view.page.failed
+
+
+def test_search_finds_a_word_of_a_notebook(windows, address):
+    page = windows(390, "light")
+    page.goto(f"{address}/search.html?q=Eckart")
+    page.wait_for_selector("ul.search li a")
+    assert "01_lora_math" in page.locator("ul.search li a").first.get_attribute("href")
+
+
+def test_the_reader_can_choose_light_and_dark(windows, address):
+    page = windows(1440, "light")
+    page.goto(f"{address}/index.html")
+    grounds = set()
+    for _ in range(3):  # the system's choice, then both
+        page.locator(".theme-toggle >> visible=true").click()
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    page.evaluate("localStorage.clear()")
+    assert len(grounds) == 2
+
+
+def test_navigation_is_in_the_order_of_the_series():
+    text = (HTML / "index.html").read_text(encoding="utf-8")
+    tree = text[text.index("sidebar-tree") :]
+    assert re.findall(r'class="toctree-l1"><a class="reference internal" href="(\w+)\.html"', tree)[: len(NOTEBOOKS)] == NOTEBOOKS
+    for before, after in zip(PAGES, PAGES[1:], strict=False):
+        text = (HTML / f"{before}.html").read_text(encoding="utf-8")
+        assert re.search(rf'class="next-page" href="{after}\.html"', text)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_notebook_opens_in_colab(name):
+    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    assert re.search(
+        rf'class="colab[^"]*" href="https://colab\.research\.google\.com/github/[\w-]+/qlora-by-hand/blob/main/notebooks/{name}\.ipynb"',
+        text,
+    )
+
+
+def test_the_start_page_shows_readmes_results_and_map():
+    shown = re.sub(r"<[^>]+>", "", (HTML / "index.html").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in re.search(r"^```\n(score .*?)\n```", readme, re.DOTALL | re.MULTILINE).group(1).splitlines():
+        assert line in shown
+    for row in re.findall(r"^\| \[(\d\d · [^\]]*)\]", readme, re.MULTILINE):
+        assert row in shown
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    """Local ones to a page and a place on it; others have the form of an address (their hosts are asked in the workflow)."""
+    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    for link in re.findall(r'<a [^>]*href="([^"]*)"', text):
+        url = urlsplit(link)
+        if url.scheme:
+            assert url.scheme == "https" and re.fullmatch(r"[\w.-]+\.\w+", url.netloc), link
+            continue
+        target = HTML / unquote(url.path) if url.path else HTML / f"{name}.html"
+        assert target.is_file(), link
+        if url.fragment:
+            assert f'id="{unquote(url.fragment)}"' in target.read_text(encoding="utf-8"), link
