@@ -17,8 +17,6 @@ from nbclient import NotebookClient
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL
 
-os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
-
 
 def is_log_or_bar(output: nbformat.NotebookNode) -> bool:
     """Whether an output is stderr or a widget: what libraries log, and progress bars, which mean nothing once they are full."""
@@ -49,6 +47,7 @@ def scrub(notebook: nbformat.NotebookNode) -> None:
 def refresh(path: Path) -> float:
     """Execute one notebook and write it back; seconds it took. Leaves the file alone if a cell fails."""
     began = time.monotonic()
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     scrub(notebook)
