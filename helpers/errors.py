@@ -63,3 +63,14 @@ class ProcessLostError(TutorialError):
 
 class NotShardedError(TutorialError):
     """A model whose parameters were to be spread over processes and were not."""
+
+
+class ExerciseError(TutorialError):
+    """The number of an exercise that does not exist."""
+
+
+class WrongAnswer(TutorialError):
+    """An answer to an exercise that is not right yet; the message is a hint. In a notebook it shows as one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"✗ {self}"]

@@ -82,6 +82,9 @@ FAULTS = [
     ("a package that is needed is not installed, on the emulated Colab", "helpers/environment.py", '"peft", "bitsandbytes", "accelerate"', '"peft", "accelerate"', "test_fresh_clone.py"),
     ("bfloat16 written into a helper", "helpers/loading.py", "bnb_4bit_compute_dtype=profile.dtype", "bnb_4bit_compute_dtype=torch.bfloat16", "test_gpu_profiles.py"),
     ("no loss scaling for float16", "helpers/training.py", 'fp16=profile.compute_dtype == "float16",', "fp16=False,", "test_gpu_profiles.py"),
+    # exercises
+    ("any number passes an exercise", "helpers/exercises/judging.py", "if math.isclose(value, truth, rel_tol=rel):", "if True:", "test_exercises.py"),
+    ("an exercise's tensor is judged by its shape", "helpers/exercises/judging.py", "    if near(truth):", "    if True:", "test_exercises.py"),
     # the study
     ("half a row kept", "helpers/study/rows.py", 'whole, _, cut = text.rpartition("\\n")', 'whole, cut = text.rstrip("\\n"), ""', "test_study.py"),
     ("intervals by the normal distribution", "helpers/study/intervals.py", "t_quantile(len(values) - 1) *", "1.96 *", "test_study.py"),

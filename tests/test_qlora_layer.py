@@ -69,7 +69,7 @@ def test_recomputing_in_backward_changes_nothing_but_the_bytes_kept(lesson, case
 def test_the_comparison_notices_a_fault(lesson, fault):
     ours, theirs, x, grad = lesson["random_case"](192, 320, 8, torch.float32, True)
     if fault == "scale":
-        ours.scale *= 1.01
+        ours.scaling *= 1.01
     elif fault == "codes":
         ours.packed[0] ^= 0x10  # one weight moves by one code
     elif fault == "offset":
@@ -89,7 +89,7 @@ def test_gradients_by_finite_differences(lesson):
         frugal.A.detach().double().requires_grad_(),
         frugal.B.detach().double().requires_grad_(),
     ]
-    y = leaves[0] @ frugal.double_dequant().double().T + frugal.scale * leaves[0] @ leaves[1].T @ leaves[2].T
+    y = leaves[0] @ frugal.double_dequant().double().T + frugal.scaling * leaves[0] @ leaves[1].T @ leaves[2].T
     exact = torch.autograd.grad(y, leaves, grad.double())
     x = x.requires_grad_()
     found = torch.autograd.grad(frugal(x), (x, frugal.A, frugal.B), grad)
