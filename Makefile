@@ -16,7 +16,7 @@ NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contrib
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
-.PHONY: finetune test test-colab test-colab-313 soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero book test-browser lint lock licences audit
+.PHONY: finetune test test-colab test-colab-313 soak soak-float16 lab refresh setup-cell study mutations bench bench-nf4 pretrain rehearse-7b tickets hero book test-browser lint lock licences audit
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny (default), auto, or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -39,6 +39,9 @@ book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing
 	mkdir -p build/book/source
 	cp notebooks/*.ipynb notebooks/book/index.md build/book/source
 	PYTHONPATH=$(CURDIR)/tests/guard $(BOOK)/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
+
+soak: .venv/ready  ## kill the fine-tune 80 times, execute each notebook 7 times, repeat the quick tests 50 times; about an hour and a half; ARGS="kills --kills 5" for less
+	$(GUARDED) $(BIN)/python -m tests.soak $(ARGS)
 
 soak-float16: .venv/ready  ## train in float32, bfloat16 and float16 over five seeds and compare scores; about an hour; ARGS="--seeds 2" for less
 	$(BIN)/python -m tests.float16 $(ARGS)

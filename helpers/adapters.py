@@ -9,7 +9,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import FalconForCausalLM
 
-from helpers import evaluation, loading, prompting, records, results, training
+from helpers import evaluation, files, loading, prompting, records, results, training
 from helpers.errors import AdapterError, TutorialError
 from helpers.profiles import ROOT, Profile
 
@@ -102,8 +102,6 @@ def read_trained(output: Path, profile: Profile, fingerprint: str, seed: int = 0
 def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> Trained:
     """Train a task's adapter with the profile's steps; write adapter, answers to the test split, and results.json (last) to `output`."""
     output = training.output_folder(profile, output)
-    for name in ("results.json", "answers.json"):
-        (output / name).unlink(missing_ok=True)
     tokenizer = loading.load_tokenizer(profile)
     encoded, _ = prompting.encode(records.read_tickets("train", TASKS[task].column), tokenizer, profile.max_length)
     model = loading.load_base(profile)
@@ -113,7 +111,8 @@ def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> T
     folder = loading.save_adapter(model, output / "adapter")
     test = records.read_tickets("test")
     answers = prompting.generate(model, tokenizer, test["prompt"], profile.max_new_tokens, profile.eval_batch, progress=False)
-    (output / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    with files.writing(output / "answers.json"):
+        files.write_text(output / "answers.json", json.dumps(answers))
     scores = {"task": task, "after": TASKS[task].score(answers, test["answer"])}
     record = results.collect(profile, seed, model, proof, scores, outcome, outcome["train_seconds"], folder)
     results.write(record, output)

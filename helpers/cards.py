@@ -1,8 +1,9 @@
-"""The model card of an adapter: what it was made from and how good it is, taken from the record of its run. Imports profiles."""
+"""The model card of an adapter: what it was made from and how good it is, taken from the record of its run. Imports files, profiles."""
 
 import json
 from pathlib import Path
 
+from helpers import files
 from helpers.profiles import Profile
 
 
@@ -72,5 +73,5 @@ def write_card(folder: Path, profile: Profile, record: dict, describes: str, dat
     """Write the card as README.md of an adapter's folder, in place of peft's empty template, and return it."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     card = adapter_card(profile, record, config, describes, data, example)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    files.write_text(folder / "README.md", card)
     return card

@@ -1,9 +1,9 @@
-"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports processes, profiles and errors."""
+"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports files, processes, profiles and errors."""
 
 import contextlib
 import hashlib
 import json
-import os
+import re
 import shutil
 import signal
 import threading
@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from helpers import processes
-from helpers.errors import CheckpointError, OutputError
+from helpers import files, processes
+from helpers.errors import CheckpointError
+from helpers.files import writing
 from helpers.profiles import Profile
 
 MARKER = "complete.json"  # written last into a checkpoint: what makes it sound
@@ -31,30 +31,25 @@ def run_identity(profile: Profile, encoded: Dataset, seed: int) -> str:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """OutputError if what is written to `folder` while active cannot be, for instance on a full disk. No half of it is left behind."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if processes.is_broken_connection(error):
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """If writing the checkpoint `folder` fails while this is active, no half of it is left behind. OutputError for what the disk refuses."""
+    with writing(folder):
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OutputError(
-            f"{folder.name} could not be written to {str(folder.parent)!r} ({reason}): make room on that disk, then run the same command with --resume"
-        ) from error
 
 
 def seal(folder: Path, identity: str, **more) -> None:
     """Write the marker of a checkpoint: its run's identity, every file's hash, and what else is to be remembered. OutputError if it cannot be."""
-    with writing(folder):
-        files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MARKER}
-        part = folder / (MARKER + ".part")
-        with part.open("w") as out:
-            json.dump({"identity": identity, "files": files, **more}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        part.rename(folder / MARKER)
+    with whole_or_gone(folder):
+        (folder / MARKER).unlink(missing_ok=True)
+        hashes = {}
+        for path in sorted(folder.iterdir()):
+            files.flush(path)
+            hashes[path.name] = files.sha256(path)
+        files.write_text(folder / MARKER, json.dumps({"identity": identity, "files": hashes, **more}))
 
 
 class SoundCheckpoints(TrainerCallback):
@@ -71,6 +66,14 @@ class SoundCheckpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
+
+
+class SafeTrainer(Trainer):
+    """A Trainer that tells in one sentence that a checkpoint could not be written, and leaves no half of it."""
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with whole_or_gone(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -103,23 +106,39 @@ class StopOnInterrupt(TrainerCallback):
         return control
 
 
-def file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
         marker = json.loads((checkpoint / MARKER).read_text())
-        return all(file_hash(checkpoint / name) == value for name, value in marker["files"].items())
-    except (OSError, ValueError, KeyError):
+        return all(files.sha256(checkpoint / name) == value for name, value in marker["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, sound or not, newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def discard_unsound(folder: Path) -> None:
+    """Delete what killed runs left in a folder of checkpoints. The Trainer deletes the oldest checkpoints, not asking which are sound: half
+    a checkpoint would take the place of a good one.
+    """
+    for left in folder.glob("checkpoint-*.part"):
+        files.remove(left)
+    for checkpoint in by_step(folder):
+        if not is_sound(checkpoint):
+            files.discard(checkpoint)
 
 
 def newest_checkpoint(output: Path, identity: str) -> Path | None:
     """The newest sound checkpoint of this run, None if there is none; CheckpointError if the newest sound one is of another run."""
-    folders = sorted((output / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for folder in folders:
+    for folder in by_step(output / "checkpoints"):
         if is_sound(folder):
             if json.loads((folder / MARKER).read_text())["identity"] != identity:
                 raise CheckpointError(
@@ -139,4 +158,4 @@ def cut_off(trainer: Trainer) -> bool:
         newest = newest_checkpoint(Path(trainer.args.output_dir).parent, identity)
     except CheckpointError:
         return False
-    return newest is not None and int(newest.name.split("-")[1]) < trainer.args.max_steps
+    return newest is not None and step_of(newest) < trainer.args.max_steps

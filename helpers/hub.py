@@ -1,11 +1,10 @@
 """Models of the hub: room for them before the download, files held against their hashes, a token only if one is asked for.
 
-Imports environment, memory, profiles, errors. A model that is a folder of this repository concerns nothing here.
+Imports environment, files, memory, profiles, errors. A model that is a folder of this repository concerns nothing here.
 """
 
 import functools
 import getpass
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from huggingface_hub.file_download import repo_folder_name
 from transformers import FalconConfig
 
-from helpers import environment, memory
+from helpers import environment, files, memory
 from helpers.errors import ModelError, ResourceError
 from helpers.profiles import Profile
 
@@ -96,8 +95,7 @@ def check_hashes(folder: Path) -> None:
         blob = file.resolve()
         if not re.fullmatch("[0-9a-f]{64}", blob.name):
             continue
-        with blob.open("rb") as data:
-            found = hashlib.file_digest(data, "sha256").hexdigest()
+        found = files.sha256(blob)
         if found != blob.name:
             file.unlink()
             blob.unlink()

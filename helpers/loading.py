@@ -8,8 +8,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconCo
 from transformers.integrations import bitsandbytes as bnb_integration
 from transformers.models.falcon import modeling_falcon
 
-from helpers import hub, memory, weights
+from helpers import files, hub, memory, weights
 from helpers.errors import AdapterError, ModelError
 from helpers.fast_nf4 import fast_cpu_quantization
 from helpers.profiles import Profile
@@ -35,6 +33,7 @@ from helpers.proof import (  # noqa: F401 - notebooks and helpers know these nam
 )
 
 BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
+RECORDS = ("results.json", "answers.json", "sharding.json")  # the files beside an adapter's folder that tell of that adapter
 
 
 @hub.with_token
@@ -181,18 +180,17 @@ def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def save_adapter(model: PeftModel, folder: str | Path) -> Path:
-    """Write the adapter (safetensors and config, no base weights) to `folder`: first beside it, then renamed, so never half a file.
+def save_adapter(model: PeftModel, folder: str | Path, fingerprint: str | None = None, state_dict: dict | None = None) -> Path:
+    """Write the adapter (safetensors and config, no base weights) to `folder`, whole or not at all; OutputError if the disk refuses.
 
-    `BASE_SHA256` beside it says which bits it was trained on. It is for the record: another kind of device may round the same base otherwise.
+    RECORDS beside it, which tell of the adapter before, go when the new one takes its place. `BASE_SHA256` in it says which bits it was
+    trained on, for the record: another kind of device may round the same base otherwise. `fingerprint` and `state_dict` are those of
+    a model that is spread over processes.
     """
     folder = Path(folder)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
-    (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with files.writing(folder), files.whole_folder(folder, [folder.with_name(name) for name in RECORDS]) as part:
+        model.save_pretrained(part, safe_serialization=True, state_dict=state_dict, save_embedding_layers=False)
+        (part / BASE_SHA256).write_text((fingerprint or base_fingerprint(model)) + "\n")
     return folder
 
 

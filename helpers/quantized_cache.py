@@ -1,4 +1,4 @@
-"""The 4-bit base kept on disk, so that it is quantized once: `--cache-4bit DIR`. Imports loading, weights, memory, profiles, errors.
+"""The 4-bit base kept on disk, so that it is quantized once: `--cache-4bit DIR`. Imports loading, files, weights, memory, profiles, errors.
 
 A copy is used only if everything that decided its bits is as it was, and every file has the hash it was written with. Otherwise it is
 not loaded: the reason is told, the model is quantized anew, and the copy is replaced.
@@ -8,13 +8,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import FalconForCausalLM
 
-from helpers import loading, memory, weights
+from helpers import files, loading, memory, weights
 from helpers.errors import ModelError, OutputError
 from helpers.profiles import Profile
 
@@ -61,6 +60,7 @@ def load_base(profile: Profile, cache: str | Path, device: str | None = None) ->
     Errors as `loading.load_base`, and OutputError if the copy cannot be written; repaired and proven to be 4-bit either way.
     """
     wanted, folder = identity(profile, device), cache_folder(profile, cache, device)
+    files.clean(folder)
     reason = why_not(folder, wanted)
     if reason is None:
         try:
@@ -87,12 +87,12 @@ def why_not(folder: Path, wanted: dict) -> str | None:
         return "none yet"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found, files = manifest["identity"], manifest["files"]
+        found, hashes = manifest["identity"], manifest["files"]
         for key in wanted:
             if found[key] != wanted[key]:
                 return f"its {key} is {found[key]}, now {wanted[key]}" if key != "source" else "the weights have changed since"
-        for name, (size, digest) in files.items():
-            if (folder / name).stat().st_size != size or hash_of(folder / name) != digest:
+        for name, (size, digest) in hashes.items():
+            if (folder / name).stat().st_size != size or files.sha256(folder / name) != digest:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or damaged"
@@ -100,40 +100,15 @@ def why_not(folder: Path, wanted: dict) -> str | None:
 
 
 def save(model: FalconForCausalLM, folder: Path, wanted: dict) -> None:
-    """Write the copy beside its place, force it to the disk, and rename: no reader ever sees half of one. OutputError if that fails."""
-    part, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{ending}") for ending in ("part", "old"))
+    """Write the copy: no reader ever sees half of one. OutputError if that fails."""
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        dtype = model.config.dtype
-        model.save_pretrained(part, max_shard_size="100GB")
-        model.config.dtype = dtype  # saving left its name there
-        files = {path.name: [path.stat().st_size, hash_of(path)] for path in sorted(part.iterdir())}
-        (part / MANIFEST).write_text(json.dumps({"identity": wanted, "files": files}, indent=1) + "\n")
-        for path in (*part.iterdir(), part):
-            flush(path)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
-        flush(folder.parent)
+        with files.whole_folder(folder) as part:
+            dtype = model.config.dtype
+            model.save_pretrained(part, max_shard_size="100GB")
+            model.config.dtype = dtype  # saving left its name there
+            hashes = {path.name: [path.stat().st_size, files.sha256(path)] for path in sorted(part.iterdir())}
+            (part / MANIFEST).write_text(json.dumps({"identity": wanted, "files": hashes}, indent=1) + "\n")
     except OSError as error:
         raise OutputError(
             f"the 4-bit copy cannot be written to {str(folder.parent)!r} ({error.strerror or error}): choose another folder, or go without --cache-4bit"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def hash_of(path: Path) -> str:
-    """sha256 of a file that need not fit in memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A checkpoint with random weights in a Falcon's exact shapes, in the layouts that are found on the hub. Imports weights, shapes, profiles.
+"""A checkpoint with random weights in a Falcon's exact shapes, in the layouts that are found on the hub. Imports files, weights, shapes, profiles.
 
 Same names, dtype, sizes and files as the real one, so that what reads it can be rehearsed without a download.
 """
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import FalconConfig, FalconForCausalLM
 
-from helpers import weights
+from helpers import files, weights
 from helpers.errors import OutputError
 from helpers.profiles import ROOT
 
@@ -70,13 +70,15 @@ def write_checkpoint(folder: Path, config: FalconConfig, layout: str) -> bool:
 
     Raises OutputError if the disk is too small (with room for one more file if pickled: its tensors come from a safetensors file).
     """
-    shapes, files = tensor_shapes(config), file_names(config, layout)
-    done, wanted = folder / DONE, {"layout": layout, "config": json.loads(config.to_json_string()), "files": list(files)}
+    shapes, contents = tensor_shapes(config), file_names(config, layout)
+    done, wanted = folder / DONE, {"layout": layout, "config": json.loads(config.to_json_string()), "files": list(contents)}
     if done.exists() and json.loads(done.read_text()) == wanted:
         return False
-    largest, total = max(sum(n for _, n in file) for file in files.values()), checkpoint_bytes(config)
+    largest, total = max(sum(n for _, n in file) for file in contents.values()), checkpoint_bytes(config)
     weights.check_disk(folder, total + (largest if layout == "bin" else 0) + 10**7, f"a checkpoint of {total / 1e9:.1f} GB")
-    shutil.rmtree(folder, ignore_errors=True)
+    files.clean(folder)
+    if folder.is_dir():
+        files.discard(folder)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -92,14 +94,14 @@ def write_checkpoint(folder: Path, config: FalconConfig, layout: str) -> bool:
                 yield piece
                 bar.update(piece.nbytes)
 
-        for file, tensors in files.items():
+        for file, tensors in contents.items():
             path = folder / file
             weights.write_safetensors(
                 path.with_suffix(".safetensors"), {name: shapes[name] for name, _ in tensors}, DTYPE, pieces
             )
             if layout == "bin":
                 weights.pickle_shard(path.with_suffix(".safetensors"), path)
-    index = {file: [name for name, _ in tensors] for file, tensors in files.items()}
+    index = {file: [name for name, _ in tensors] for file, tensors in contents.items()}
     weights.write_index(folder, index, total, weights.PICKLED_INDEX if layout == "bin" else weights.INDEX)
-    done.write_text(json.dumps(wanted))
+    files.write_text(done, json.dumps(wanted))
     return True

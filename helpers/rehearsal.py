@@ -1,4 +1,4 @@
-"""Falcon-7b at full size without a GPU and without a download: `make rehearse-7b`. Imports rehearsal_phases, random_checkpoint, results.
+"""Falcon-7b at full size without a GPU and without a download: `make rehearse-7b`. Imports rehearsal_phases, random_checkpoint, results, files.
 
 A checkpoint with random weights in the exact shapes is written, then the real loading and training code runs on it, each phase in a
 process of its own whose memory is watched from outside (Linux only). The figures go to data/rehearsal_7b.json.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import FalconConfig
 
-from helpers import memory, random_checkpoint, results, shapes, weights
+from helpers import files, memory, random_checkpoint, results, shapes, weights
 from helpers.errors import ModelError, TutorialError
 from helpers.profiles import FALCON_7B, ROOT
 from helpers.rehearsal_phases import PHASES, rehearsed
@@ -154,9 +154,7 @@ def store(path: Path, layout: str, record: dict, config: FalconConfig) -> None:
     if {"load", "cache_load", "resume"} <= set(record["phases"]):
         record["summary"] = summary(record["phases"], config, rehearsed(Path(layout)))
     every["layouts"][layout] = record
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(every, indent=1) + "\n")
-    part.replace(path)
+    files.write_text(path, json.dumps(every, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

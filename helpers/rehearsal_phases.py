@@ -17,7 +17,7 @@ from bitsandbytes import functional
 from datasets import Dataset
 from transformers import FalconForCausalLM, TrainerCallback
 
-from helpers import fast_nf4, loading, profiles, prompting, quantized_cache, records, training, weights
+from helpers import fast_nf4, files, loading, profiles, prompting, quantized_cache, records, training, weights
 from helpers.errors import PickledWeightsError
 from helpers.profiles import Profile
 
@@ -171,4 +171,4 @@ PHASES = {f.__name__: f for f in (refused, load_pickled, convert, plain, load, c
 if __name__ == "__main__":
     name, checkpoint, work, result = sys.argv[1:]
     found = PHASES[name](rehearsed(Path(checkpoint)), Path(work))
-    Path(result).write_text(json.dumps(found))
+    files.write_text(Path(result), json.dumps(found))

@@ -1,4 +1,4 @@
-"""The record of a run: results.json and the tables that print it. Imports loading, profiles."""
+"""The record of a run: results.json and the tables that print it. Imports loading, files, profiles."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from helpers import loading
+from helpers import files, loading
 from helpers.profiles import ROOT, Profile
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -47,11 +47,11 @@ def collect(
 
 
 def write(record: dict, output: Path) -> Path:
-    """results.json, written whole or not at all."""
-    part = output / "results.json.part"
-    part.write_text(json.dumps(record, indent=2) + "\n")
-    part.replace(output / "results.json")
-    return output / "results.json"
+    """results.json, written whole or not at all. OutputError if the disk refuses."""
+    path = output / loading.RECORDS[0]
+    with files.writing(path):
+        files.write_text(path, json.dumps(record, indent=2) + "\n")
+    return path
 
 
 def table(record: dict) -> str:

@@ -8,7 +8,6 @@ because accelerate and Trainer shard nothing on a CPU and do not say so, while h
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 import warnings
@@ -24,8 +23,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.models.falcon.modeling_falcon import FalconDecoderLayer
 
-from helpers import command, loading, processes, prompting, records, training
-from helpers.checkpoints import MARKER, is_sound, run_identity, seal, writing
+from helpers import command, files, loading, processes, prompting, records, training
+from helpers.checkpoints import MARKER, is_sound, run_identity, seal, whole_or_gone
 from helpers.errors import CheckpointError, NotShardedError, ProfileError, TutorialError
 from helpers.profiles import Profile
 
@@ -97,14 +96,9 @@ def whole_fingerprint(model: torch.nn.Module) -> str:
 def save_whole_adapter(model, folder: Path) -> Path:
     """Gather the adapter and write it as `loading.save_adapter` does, to be loaded on any single card. Every process has to call it."""
     adapter = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters() if p.requires_grad}
-    fingerprint, part = whole_fingerprint(model), folder.with_name(folder.name + ".part")
+    fingerprint = whole_fingerprint(model)
     if processes.world().leads:
-        with writing(part):
-            shutil.rmtree(part, ignore_errors=True)
-            model.save_pretrained(part, safe_serialization=True, state_dict=adapter, save_embedding_layers=False)
-            (part / loading.BASE_SHA256).write_text(fingerprint + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder)
+        loading.save_adapter(model, folder, fingerprint, adapter)
     processes.wait_for_all()
     return folder
 
@@ -122,7 +116,7 @@ def save_sharded(model, optimizer, step: int, identity: str, folder: Path) -> Pa
     if processes.world().leads:
         shutil.rmtree(part, ignore_errors=True)
     processes.wait_for_all()
-    with writing(part):
+    with whole_or_gone(part):
         try:
             dcp.save(train_state(model, optimizer), checkpoint_id=part, no_dist=not distributed.is_initialized())
         except CheckpointException as error:  # torch's own, of all processes
@@ -130,8 +124,7 @@ def save_sharded(model, optimizer, step: int, identity: str, folder: Path) -> Pa
     processes.wait_for_all()
     if processes.world().leads:
         seal(part, identity, step=step)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        files.put_in_place(part, folder)
     processes.wait_for_all()
     return folder
 
@@ -188,7 +181,9 @@ def run(profile: Profile, output: Path, seed: int = 0, resume: bool = False) -> 
         raise ProfileError(
             f"profile {profile.name!r} computes in float16 and helpers.sharding has no loss scaling: choose a profile in bfloat16"
         )
-    (training.output_folder if here.leads else training.run_folder)(profile, output)
+    if here.leads:
+        training.output_folder(profile, output)
+        files.clean(output / SHARDED)
     if here.size > 1 and not distributed.is_initialized():
         if profile.device == "cuda":
             torch.cuda.set_device(here.local_rank)
@@ -215,8 +210,8 @@ def run(profile: Profile, output: Path, seed: int = 0, resume: bool = False) -> 
     record["base_sha256"] = whole_fingerprint(model)
     save_whole_adapter(model, output / "adapter")
     if here.leads:
-        with writing(output / "sharding.json.part"):
-            (output / "sharding.json").write_text(json.dumps(record, indent=2) + "\n")
+        with files.writing(output / "sharding.json"):
+            files.write_text(output / "sharding.json", json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -7,7 +7,6 @@ several processes (notebook 08). On top of all other helpers.
 import argparse
 import math
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,8 +20,8 @@ from helpers import (
     command,
     data_report,
     evaluation,
+    files,
     loading,
-    memory,
     plotting,
     processes,
     prompting,
@@ -30,36 +29,18 @@ from helpers import (
     records,
     results,
 )
-from helpers.checkpoints import SoundCheckpoints, StopOnInterrupt, newest_checkpoint, run_identity, writing
-from helpers.errors import DataError, DivergedError, NotQuantizedError, NotShardedError, OutputError, TutorialError
+from helpers.checkpoints import (
+    SafeTrainer,
+    SoundCheckpoints,
+    StopOnInterrupt,
+    discard_unsound,
+    newest_checkpoint,
+    run_identity,
+    step_of,
+)
+from helpers.errors import DataError, DivergedError, NotQuantizedError, NotShardedError, TutorialError
+from helpers.outputs import output_folder, run_folder
 from helpers.profiles import ROOT, Profile
-
-
-def run_folder(profile: Profile, output: str | Path | None = None) -> Path:
-    """The run's folder: `output`, or runs/<profile>."""
-    return Path(output) if output else ROOT / "runs" / profile.name
-
-
-def output_folder(profile: Profile, output: str | Path | None = None) -> Path:
-    """The run's folder (default runs/<profile>), made, proven writable, and on a disk with room for the run; OutputError if not."""
-    folder = run_folder(profile, output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"the output folder {str(folder)!r} cannot be written ({error.strerror}): choose another with --output"
-        ) from error
-    # Two checkpoints, a third while it is written, and the adapter: each holds float32 weights, the former three Adam's state too.
-    adapter = memory.adapter_parameters(loading.load_config(profile), profile.lora_r, profile.target_modules)
-    need, free = (3 * 12 + 4) * adapter, shutil.disk_usage(folder).free
-    if free < need:
-        raise OutputError(
-            f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and checkpoints and adapter take up to {need / 1e6:,.0f} MB: free some, or choose another disk with --output"
-        )
-    return folder
 
 
 def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArguments:
@@ -128,14 +109,6 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-class SafeTrainer(Trainer):
-    """A Trainer that tells in one sentence that a checkpoint could not be written, and leaves no half of it."""
-
-    def _save_checkpoint(self, *args, **kwargs):
-        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
-            super()._save_checkpoint(*args, **kwargs)
-
-
 def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: Path, seed: int = 0) -> Trainer:
     """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints and a clean stop on interrupt."""
     arguments = training_arguments(processes.share(profile, processes.world().size), output, seed)
@@ -162,9 +135,11 @@ def train(trainer: Trainer, resume: bool = False) -> dict:
     identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
     checkpoint = newest_checkpoint(folder.parent, identity) if resume else None
     here = processes.world()
-    if checkpoint is None and here.leads:
-        shutil.rmtree(folder, ignore_errors=True)
-    first = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    if here.leads and checkpoint:
+        discard_unsound(folder)
+    elif here.leads and folder.exists():
+        files.discard(folder)
+    first = step_of(checkpoint) if checkpoint else 0
     if resume:
         here.say(f"resuming from {checkpoint.name}" if checkpoint else "no sound checkpoint found: starting at step 0")
     began = time.monotonic()
@@ -258,16 +233,14 @@ def run(
         )
     if not here.leads:
         return None
-    with writing(folder / "adapter.part"):
-        adapter = loading.save_adapter(model, folder / "adapter")
+    adapter = loading.save_adapter(model, folder / "adapter")
 
     if scoring:
         after = answer(test)
         scores["after"] = evaluation.score(after, test["answer"])
         scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
     record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
-    with writing(folder / "results.json.part"):
-        path = results.write(record, folder)
+    path = results.write(record, folder)
     if scoring:
         print(results.examples(test["prompt"], before, after, test["answer"]))
         print(results.table(record))
@@ -306,7 +279,10 @@ def main(arguments: list[str] | None = None) -> int:
         return command.tell(error)
     except KeyboardInterrupt as interrupt:
         if processes.world().leads:
-            print(f"\n{interrupt or 'interrupted before training began: nothing to resume'}", file=sys.stderr)
+            print(
+                f"\n{interrupt or 'interrupted: run again with --resume to go on from the newest checkpoint, if one was saved'}",
+                file=sys.stderr,
+            )
         return 130
     return 0
 

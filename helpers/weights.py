@@ -1,4 +1,4 @@
-"""Weight files on disk: written tensor by tensor, pickled ones recognized and converted, free space. Imports errors.
+"""Weight files on disk: written tensor by tensor, pickled ones recognized and converted, free space. Imports files, errors.
 
 `python -m helpers.weights FOLDER` converts a folder of pickled weights to safetensors.
 """
@@ -18,9 +18,11 @@ import torch
 from huggingface_hub import list_repo_files
 from safetensors import safe_open
 
+from helpers import files
 from helpers.errors import ModelError, OutputError, PickledWeightsError
 
 INDEX, PICKLED_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
+AGAIN = "make room on that disk and run again"
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -49,7 +51,7 @@ def split_by_size(sizes: dict[str, int], limit: int) -> list[list[str]]:
 def write_safetensors(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, pieces: Callable[[str], Iterable[torch.Tensor]]
 ) -> None:
-    """One safetensors file, holding only one piece of one tensor in memory; under a temporary name first, so never half a file.
+    """One safetensors file, holding only one piece of one tensor in memory; never half a file. OutputError if the disk refuses.
 
     `pieces(name)` yields the tensor's elements in order. Format: 8 bytes of header length, header in JSON, data
     (https://huggingface.co/docs/safetensors). `safetensors.torch.save_file` would need all tensors at once.
@@ -61,8 +63,7 @@ def write_safetensors(
         at = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as out:
+    with files.writing(path, AGAIN), files.whole_file(path) as part, part.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             written = 0
@@ -70,21 +71,20 @@ def write_safetensors(
                 written += out.write(piece.detach().to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
             if written != prod(shape) * dtype.itemsize:
                 raise ModelError(f"tensor {name} came with {written} bytes where its shape {shape} says {prod(shape)} elements")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
 
 
-def write_index(folder: Path, files: dict[str, list[str]], total_bytes: int, name: str = INDEX) -> None:
+def write_index(folder: Path, contents: dict[str, list[str]], total_bytes: int, name: str = INDEX) -> None:
     """The index of a sharded checkpoint: which tensor lies in which file."""
-    weight_map = {tensor: file for file, tensors in files.items() for tensor in tensors}
-    (folder / name).write_text(json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=1) + "\n")
+    weight_map = {tensor: file for file, tensors in contents.items() for tensor in tensors}
+    with files.writing(folder / name, AGAIN):
+        text = json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=1)
+        files.write_text(folder / name, text + "\n")
 
 
 def pickle_shard(source: Path, target: Path) -> None:
     """The tensors of a safetensors file as a pickled file of torch's; the source is deleted. Tensors stay mapped, not copied."""
-    with safe_open(source, framework="pt") as tensors:
-        torch.save({name: tensors.get_tensor(name) for name in tensors.keys()}, target)  # noqa: SIM118 - not a dict
+    with safe_open(source, framework="pt") as tensors, files.writing(target, AGAIN), files.whole_file(target) as part:
+        torch.save({name: tensors.get_tensor(name) for name in tensors.keys()}, part)  # noqa: SIM118 - not a dict
     source.unlink()
 
 
@@ -132,7 +132,7 @@ def convert_pickled(folder: Path) -> list[Path]:
     if not sources:
         raise ModelError(f"no pytorch_model*.bin in {str(folder)!r}: name the folder of a model that has them")
     check_disk(folder, sum(path.stat().st_size for path in sources), "their copy in safetensors")
-    files, total = {}, 0
+    written, total = {}, 0
     for source in sources:
         tensors = load_pickled(source)
         name = source.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
@@ -140,12 +140,13 @@ def convert_pickled(folder: Path) -> list[Path]:
         if len(dtypes) != 1:
             raise ModelError(f"{source.name} mixes {sorted(map(str, dtypes))}: convert it with safetensors' own tools")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        files.clean(folder / name)
         write_safetensors(folder / name, shapes, dtypes.pop(), lambda key, tensors=tensors: [tensors[key]])
-        files[name] = list(tensors)
+        written[name] = list(tensors)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(files) > 1:
-        write_index(folder, files, total)
-    return [folder / name for name in files]
+    if len(written) > 1:
+        write_index(folder, written, total)
+    return [folder / name for name in written]
 
 
 if __name__ == "__main__":

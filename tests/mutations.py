@@ -56,16 +56,19 @@ FAULTS = [
     ("perplexity of the token before", "helpers/evaluation.py", ".logits[:, :-1].float()", ".logits[:, 1:].float()", "test_helpers.py"),
     # training
     ("resumes without the optimizer", "helpers/training.py", "save_total_limit=2,", "save_total_limit=2,\n        save_only_model=True,", "test_finetune.py"),
-    ("cut-off checkpoint taken for sound", "helpers/checkpoints.py", "return all(file_hash(checkpoint / name) == value", "return all(True", "test_helpers.py"),
+    ("cut-off checkpoint taken for sound", "helpers/checkpoints.py", "return all(files.sha256(checkpoint / name) == value", "return all(True", "test_helpers.py"),
     ("checkpoint of another run resumed", "helpers/checkpoints.py", '["identity"] != identity', '["identity"] is None', "test_bad_input.py"),
     ("loss that is not a number ignored", "helpers/training.py", 'if not math.isfinite(logs["loss"]):', "if False:", "test_bad_input.py"),
+    ("old adapter deleted before the new one stands", "helpers/files.py", "os.rename(folder, old)", "shutil.rmtree(folder)", "test_interrupts.py"),
+    ("results of another adapter left beside the new one", "helpers/files.py", "for path in outdated:", "for path in ():", "test_interrupts.py"),
+    ("half-written checkpoints push out sound ones", "helpers/checkpoints.py", "files.discard(checkpoint)", "pass", "test_interrupts.py"),
     ("a T4 gets bfloat16", "helpers/profiles.py", 'compute_dtype="float16"', 'compute_dtype="bfloat16"', "test_helpers.py"),
     # memory, data
     ("plan forgets B", "helpers/shapes.py", "for side in shapes[kind]]", "for side in shapes[kind][:1]]", "test_memory.py"),
     ("test message leaks into training", "data/tickets/train.jsonl", "", "LEAK", "test_data.py"),
     ("guard lets everything out", "tests/guard/sitecustomize.py", "    raise OSError(f\"network guard", "    return\n    raise OSError(f\"network guard", "test_bad_input.py"),
     # keeping and moving models
-    ("damaged 4-bit copy used", "helpers/quantized_cache.py", "hash_of(folder / name) != digest", "False", "test_quantized_cache.py"),
+    ("damaged 4-bit copy used", "helpers/quantized_cache.py", "files.sha256(folder / name) != digest", "False", "test_quantized_cache.py"),
     ("4-bit copy of other versions used", "helpers/quantized_cache.py", '"versions": {name: version(name) for name in DECIDING},', '"versions": {},', "test_quantized_cache.py"),
     ("ties rounded upwards", "helpers/fast_nf4.py", "np.greater(x, bound, out=above)", "np.greater_equal(x, bound, out=above)", "test_fast_nf4.py"),
     ("download not held against its hash", "helpers/hub.py", "if found != blob.name:", "if False:", "test_survive.py"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 
-from helpers import loading, profiles, prompting, quantized_cache, training, weights
+from helpers import files, loading, profiles, prompting, quantized_cache, training, weights
 from helpers.errors import ModelError, NotQuantizedError, OutputError
 
 
@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, copied, monkeypatch)
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quantized_cache, "flush", full)
+    monkeypatch.setattr(files, "flush", full)
     with pytest.raises(OutputError, match="cannot be written to .*No space left on device.*go without --cache-4bit"):
         quantized_cache.load_base(copied, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

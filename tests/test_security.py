@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import checkpoints, lessons, loading, profiles, prompting, records, training, weights
+from helpers import checkpoints, files, lessons, loading, profiles, prompting, records, training, weights
 from helpers.errors import AdapterError, ModelError
 from tests import refresh, scrubbed
 from tests.notebooks import NOTEBOOKS, ROOT, code_cells, source
@@ -120,7 +120,7 @@ def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, tmp_path):
 def seal(checkpoint, name: str) -> None:
     """Write a file's new hash into the checkpoint's marker, as somebody would who can write there."""
     marker = json.loads((checkpoint / checkpoints.MARKER).read_text())
-    marker["files"][name] = checkpoints.file_hash(checkpoint / name)
+    marker["files"][name] = files.sha256(checkpoint / name)
     (checkpoint / checkpoints.MARKER).write_text(json.dumps(marker))
 
 

@@ -1,4 +1,4 @@
-"""data/study.csv: one row a run, appended so that a kill loses no finished run. Imports results, study.run."""
+"""data/study.csv: one row a run, appended so that a kill loses no finished run. Imports files, results, study.run."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from helpers import results
+from helpers import files, results
 from helpers.errors import DataError
 from helpers.profiles import ROOT
 from helpers.study.run import Run
@@ -40,9 +40,7 @@ def read_rows(path: Path = FILE, repair: bool = False) -> list[dict]:
             raise DataError(
                 f"{path.name} ends within line {number}: run python -m helpers.study, which repairs it, and runs that run again"
             )
-        part = path.with_name(path.name + ".part")
-        part.write_text(whole + "\n" if whole else "", encoding="utf-8")
-        os.replace(part, path)
+        files.write_text(path, whole + "\n" if whole else "")
         print(f"{path.name}: line {number} was cut off and is removed; its run will be run again", file=sys.stderr)
     lines = list(csv.reader(io.StringIO(whole)))
     if not lines:
