@@ -34,7 +34,8 @@ SYSTEMS = {  # what a marker is evaluated with, and pip's names for the platform
     "macos": ({"sys_platform": "darwin", "os_name": "posix", "platform_machine": "arm64"}, ("macosx_14_0_arm64",)),
     "windows": ({"sys_platform": "win32", "os_name": "nt", "platform_machine": "AMD64"}, ("win_amd64",)),
 }
-READ = {"torchao": "BSD-3-Clause"}  # read in the LICENSE file of the wheel, since its metadata states none
+# Read in the wheels' LICENSE files, since their metadata states none
+READ = {"torchao": "BSD-3-Clause", "axe-playwright-python": "MIT; the axe-core in it: MPL-2.0"}
 PYTHONS = ("3.11.0", "3.11.9", "3.12.9", "3.13.5")
 
 
@@ -62,7 +63,7 @@ def entries(path: Path) -> list[Entry]:
     """What a requirements file pins; ValueError for a line that is no pin of one version."""
     found = []
     for block in blocks(path.read_text(encoding="utf-8")):
-        pin = re.match(r"([\w.-]+)==([\w.+!-]+)(?: ; (.*?))?(?: \\)?\n", block)
+        pin = re.match(r"([\w.-]+)==([\w.+!-]+)(?: ; (.*?))?(?: \\| +#.*)?\n", block)
         if not pin:
             raise ValueError(f"{path.name}: {block.splitlines()[0]!r} pins no version: write name==version")
         name, version, marker = pin.groups()
@@ -112,7 +113,13 @@ def metadata_from_registry(entry: Entry):
 
 
 def licence_row(entry: Entry, about) -> str:
-    return f"| {entry.name} | {entry.version} | {licence(about) or READ[entry.name]} |"
+    """A package's line of the list; LookupError if its licence is stated nowhere that can be read by a program."""
+    stated = licence(about) or READ.get(entry.name)
+    if not stated:
+        raise LookupError(
+            f"the metadata of {entry.name!r} states no licence: read the LICENSE file of its wheel and add it to READ"
+        )
+    return f"| {entry.name} | {entry.version} | {stated} |"
 
 
 def installed_metadata(entry: Entry):
@@ -125,11 +132,10 @@ def installed_metadata(entry: Entry):
 
 
 def listed() -> list[Entry]:
-    """Everything whose licence is listed: the lock, torch, and the tools beside them."""
-    return sorted(
-        (entry for path in (LOCK, TORCH, TOOLS, TESTS / "requirements-bench.txt") for entry in entries(path)),
-        key=lambda e: e.name,
-    )
+    """Everything whose licence is listed: the lock, torch, and what the environments beside .venv install by name."""
+    beside = [TESTS / f"requirements-{name}.txt" for name in ("bench", "book")]
+    found = {(entry.name, entry.version): entry for path in (LOCK, TORCH, TOOLS, *beside) for entry in entries(path)}
+    return [found[key] for key in sorted(found)]
 
 
 def write_licences() -> None:

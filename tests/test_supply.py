@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from email.message import Message
 from hashlib import sha256
 from importlib import metadata
 
@@ -121,6 +122,11 @@ def test_a_package_that_was_tampered_with_is_refused(tmp_path):
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
     assert not (tmp_path / "target" / "more.py").exists()
+
+
+def test_a_package_without_a_stated_licence_is_not_listed_as_if_it_had_one():
+    with pytest.raises(LookupError, match=r"'nobodys' states no licence: read the LICENSE file"):
+        supply.licence_row(supply.Entry("nobodys", "1.0", "", ()), Message())
 
 
 @pinned_only
