@@ -28,7 +28,7 @@ test-colab: .venv-colab/ready  ## the same on the package versions of Colab
 	$(GUARDED) $(COLAB)/python -m pytest $(NBVAL) $(NOT_ABOUT_VERSIONS) notebooks tests
 
 test-colab-313: .venv-colab-313/ready  ## the same with Colab's torch and Python too, 2.11.0 and 3.13: 5 GB of disk, so no part of CI
-	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) notebooks tests
+	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) $(NOT_ABOUT_VERSIONS) notebooks tests
 
 # Without the conftest of tests/, which needs torch: .venv-book has none
 test-browser: book .venv/ready  ## the book and JupyterLab in a real browser (Chromium, else skipped); screenshots in build/screenshots
