@@ -42,7 +42,9 @@ def test_every_exercise_of_the_notebooks_has_its_judge_and_its_place_to_answer()
             if "solution" in tags(cell):
                 number = re.match(r"# @title Solution of exercise (\d) ", source(cell)).group(1)
                 assert checked == [f"{path.name[:2]}.{number}"], "a solution checks itself"
-                assert cell["metadata"]["jupyter"]["source_hidden"] is True
+                assert cell["metadata"]["jupyter"] == {"source_hidden": True, "outputs_hidden": True}, (
+                    "code and answer are folded"
+                )
                 solved |= set(checked)
             elif "exercise" in tags(cell):
                 asked |= set(checked)

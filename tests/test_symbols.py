@@ -132,3 +132,33 @@ def test_sections_that_prose_refers_to_exist(path):
             assert any(anchor.startswith(f"{section}.-") for anchor in sections(target)), (
                 f"{target.name} has no section {section}"
             )
+
+
+# Used before the section that explains it, in words that need no explanation there.
+EARLIER = {
+    "LoRA": "named at the start, the equation comes one section later",
+    "merge": "the method says what it does",
+    "block": "the blocks of dots in the first picture",
+    "exact": "the everyday word",
+    "checkpointing": "the sentence names the section to come",
+    "logits": "explained in brackets there too",
+    "multi-query attention": "explained in its sentence there too",
+    "profile": "explained in its sentence there too",
+}
+
+
+def test_no_term_is_used_before_it_is_explained():
+    places = [
+        (path.name, anchor)
+        for path in NOTEBOOKS
+        for anchor in list(sections(path))[1:]
+        if anchor not in ("Summary", "Exercises", "Sources")
+    ]
+    text = {(path.name, anchor): words for path in NOTEBOOKS for anchor, words in sections(path, code=False).items()}
+    early = set()
+    for terms, _, link in rows("Terms"):
+        _, *place = linked(link)
+        for term in terms.split(", "):
+            before = places[: places.index(tuple(place))]
+            early |= {term for where in before if re.search(rf"\b{re.escape(term)}", text[where], re.IGNORECASE)}
+    assert early == set(EARLIER)
