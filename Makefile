@@ -12,7 +12,7 @@ BOOK := .venv-book/bin
 TOOLS := .venv-tools/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py jupyter.py mutations.py pictures.py readme.py secrets.py supply.py symbols.py)
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py github_view.py jupyter.py mutations.py pictures.py readme.py secrets.py supply.py symbols.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 
@@ -37,7 +37,7 @@ test-browser: book .venv/ready  ## the book and JupyterLab in a real browser (Ch
 book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed, nothing fetched
 	rm -rf build/book
 	mkdir -p build/book/source
-	cp notebooks/*.ipynb notebooks/book/index.md build/book/source
+	cp $(wildcard notebooks/*.ipynb notebooks/*.md) notebooks/book/index.md build/book/source
 	PYTHONPATH=$(CURDIR)/tests/guard $(BOOK)/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
 
 soak: .venv/ready  ## kill the fine-tune 80 times, execute each notebook 7 times, repeat the quick tests 50 times; about an hour and a half; ARGS="kills --kills 5" for less

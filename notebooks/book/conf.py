@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from importlib.resources import files
+from operator import methodcaller
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -16,6 +17,7 @@ BOOK = ROOT / "build" / "book" / "source"  # where `make book` lays notebooks an
 HOME = re.search(r"https://github\.com/[\w-]+/[\w-]+", (ROOT / "tests" / "setup_cell.py").read_text(encoding="utf-8")).group()
 BADGE = re.compile(r"\[!\[([^\]]*)\]\(https:[^)]*\)\]\(([^)]*)\)")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+FORMULA = re.compile(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)")
 ALT = re.compile(r"^# alt: (.+)\n", re.MULTILINE)
 CHECKED = re.compile(r"^# NBVAL_CHECK_OUTPUT\n", re.MULTILINE)
 FOLDED = {"setup": "the setup cell and its output", "solution": "the solution"}  # shown when asked for, by the tag of the cell
@@ -29,7 +31,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "attrs_inline", "html_image"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]
+myst_heading_slug_func = methodcaller("replace", " ", "-")  # links in notebooks name headings as Jupyter does
 
 linkcheck_anchors = False
 linkcheck_ignore = [r"https://[\w./]*/OWNER/"]  # the placeholder of a copy that is not published yet
@@ -55,17 +57,22 @@ def at_home(text: str, folder: Path) -> str:
         return f"[{words}]({address}){{.colab}}" if words == "Open in Colab" else ""
 
     def replace(link: re.Match) -> str:
-        picture, words, path, anchor = link.groups()
+        picture, words, path, anchor = link.groups(default="")
+        anchor = anchor.replace("`", "")  # the name of a heading is its text alone
         target = (folder / path).resolve()
         if not target.exists():
             raise FileNotFoundError(f"{folder.name}: the link to {path} leads nowhere: correct it")
         if picture:
             return f"![{words}]({os.path.relpath(target, BOOK)})"
-        if target.suffix == ".ipynb":
-            return f"[{words}]({target.name}{anchor or ''})"
-        return f"[{words}]({HOME}/{'tree' if target.is_dir() else 'blob'}/main/{target.relative_to(ROOT)}{anchor or ''})"
+        if target.parent == ROOT / "notebooks":
+            return f"[{words}]({target.name}{anchor})"
+        return f"[{words}]({HOME}/{'tree' if target.is_dir() else 'blob'}/main/{target.relative_to(ROOT)}{anchor})"
 
-    return LINK.sub(replace, BADGE.sub(badge, text))
+    def hint(found: re.Match) -> str:
+        """Markdown leaves HTML as it is: formulas in it are marked for MathJax here."""
+        return FORMULA.sub(r'<span class="math">\\(\1\\)</span>', found.group())
+
+    return re.sub("<details>.*?</details>", hint, LINK.sub(replace, BADGE.sub(badge, text)), flags=re.DOTALL)
 
 
 def as_page(notebook: dict) -> dict:
@@ -86,9 +93,11 @@ def as_page(notebook: dict) -> dict:
     return notebook
 
 
-def read_notebook(app, name: str, text: list[str]) -> None:
-    if name != "index":
+def read_page(app, name: str, text: list[str]) -> None:
+    if Path(app.env.doc2path(name)).suffix == ".ipynb":
         text[0] = json.dumps(as_page(json.loads(text[0])))
+    elif name != "index":
+        text[0] = at_home(text[0], ROOT / "notebooks")
 
 
 def read_include(app, path: Path, parent: str, text: list[str]) -> None:
@@ -105,6 +114,6 @@ def copy_mathjax(app, error) -> None:
 
 
 def setup(app) -> None:
-    app.connect("source-read", read_notebook)
+    app.connect("source-read", read_page)
     app.connect("include-read", read_include)
     app.connect("build-finished", copy_mathjax)
