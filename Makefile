@@ -12,7 +12,7 @@ BOOK := .venv-book/bin
 TOOLS := .venv-tools/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,ci.py contract.py contributing.py data.py fresh_clone.py github_view.py jupyter.py mutations.py pictures.py readme.py secrets.py supply.py symbols.py)
+NOT_ABOUT_VERSIONS := $(addprefix --ignore=tests/test_,bad_calls.py bad_commands.py bad_input.py ci.py contract.py contributing.py data.py fresh_clone.py github_view.py jupyter.py mutations.py pictures.py readme.py resources.py secrets.py supply.py symbols.py)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines alike.
 GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false
 

@@ -3,6 +3,7 @@
 python data/build_tickets.py            rewrites the four splits; the same seed gives the same bytes
 """
 
+import argparse
 import json
 import random
 import zlib
@@ -120,6 +121,7 @@ def build(split: str, size: int) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # --help, and no option: anything else is refused
     for split, size in SIZES.items():
         path = FOLDER / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in build(split, size)), encoding="utf-8")

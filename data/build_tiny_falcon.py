@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedTokenizerFast
 
-from helpers import plotting, prompting
+from helpers import command, plotting, prompting
 
 DATA = Path(__file__).resolve().parent
 LENGTH, BATCH, PEAK_LR, WARMUP = 128, 32, 3e-3, 100
@@ -240,16 +240,23 @@ def pretrain(args: argparse.Namespace) -> None:
     print(f"wrote {folder.name}: {model.num_parameters():,} parameters, {json.dumps(curve[-1])}")
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; its exit status is that of `helpers.command`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vocab", type=int, default=1024)
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--steps", type=command.steps, default=4000)
+    parser.add_argument("--seed", type=command.seed, default=0)
+    parser.add_argument("--vocab", type=command.whole("vocabulary size", least=512, most=65_536), default=1024)
+    parser.add_argument("--every", type=command.steps, default=200, help="steps between checkpoints")
     parser.add_argument(
         "--cache",
+        type=command.named,
         default=str(Path.home() / ".cache" / "tiny-falcon"),
         help="folder of the downloaded books and of the checkpoint",
     )
-    parser.add_argument("--output", default=str(DATA / "tiny-falcon"))
-    sys.exit(pretrain(parser.parse_args()))
+    parser.add_argument("--output", type=command.named, default=str(DATA / "tiny-falcon"))
+    args = parser.parse_args(arguments)
+    return command.status(lambda: pretrain(args), "interrupted: run the same command to go on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

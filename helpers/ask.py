@@ -11,8 +11,8 @@ from functools import partial
 
 from transformers import TextStreamer
 
-from helpers import loading, profiles, prompting
-from helpers.errors import DataError, TutorialError
+from helpers import command, loading, profiles, prompting
+from helpers.errors import DataError
 
 
 def check_message(message: str, tokenizer, longest: int) -> None:
@@ -56,15 +56,21 @@ def typed() -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage, 130 interrupted."""
+    """The command line; its exit status is that of `helpers.command`."""
     parser = argparse.ArgumentParser(prog="python -m helpers.ask", description="Ask a trained adapter: a message a line.")
-    parser.add_argument("--adapter", required=True, help="folder that save_adapter wrote, for instance runs/tiny/adapter")
+    parser.add_argument(
+        "--adapter", type=command.named, required=True, help="folder that save_adapter wrote, for instance runs/tiny/adapter"
+    )
     parser.add_argument("--profile", default="tiny", help=f"one of {', '.join(profiles.PROFILES)}; default tiny")
-    parser.add_argument("--batch", type=int, default=1, help="lines answered together when they come through a pipe; default 1")
+    parser.add_argument(
+        "--batch",
+        type=command.whole("batch size"),
+        default=1,
+        help="lines answered together when they come through a pipe; default 1",
+    )
     args = parser.parse_args(arguments)
-    if args.batch < 1:
-        parser.error(f"--batch is {args.batch}: give 1 or more")
-    try:
+
+    def work() -> None:
         profile = profiles.resolve(args.profile)
         loading.check_adapter(args.adapter, profile, loading.load_config(profile))  # before the base is loaded
         tokenizer = loading.load_tokenizer(profile)
@@ -84,13 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             )  # fmt: skip
             for line in answer_lines(sys.stdin, answer, check, args.batch):
                 print(" ".join(line.split()), flush=True)
-    except TutorialError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    return 0
+
+    return command.status(work, "interrupted: what was answered stands above")
 
 
 if __name__ == "__main__":

@@ -34,12 +34,17 @@ def parse_ticket(answer: str) -> dict | None:
     return ticket if isinstance(ticket, dict) else None
 
 
-def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
-    """Shares in [0, 1]: `valid_json` (an object with exactly the ticket's fields), `exact_match` (all values right), `fields` (each value right)."""
+def check_numbers(answers: Sequence[str], references: Sequence[str]) -> None:
+    """DataError unless there is one answer for each reference, and at least one."""
     if len(answers) != len(references) or not references:
         raise DataError(
             f"{len(answers)} answers cannot be scored against {len(references)} references: give one answer for each reference"
         )
+
+
+def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
+    """Shares in [0, 1]: `valid_json` (an object with exactly the ticket's fields), `exact_match` (all values right), `fields` (each value right)."""
+    check_numbers(answers, references)
     valid, exact, right = 0, 0, dict.fromkeys(FIELDS, 0)
     for answer, reference in zip(answers, references, strict=True):
         ticket, wanted = parse_ticket(answer), json.loads(reference)
@@ -85,6 +90,7 @@ def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     """`score_tickets` for tickets; for any other task `exact_match` of the texts, with `valid_json` None and no fields."""
     if is_ticket_task(references):
         return score_tickets(answers, references)
+    check_numbers(answers, references)
     same = sum(answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True))
     return {"valid_json": None, "exact_match": same / len(references), "fields": {}}
 

@@ -3,19 +3,20 @@
 Imports environment, files, memory, profiles, errors. A model that is a folder of this repository concerns nothing here.
 """
 
+import errno
 import functools
 import getpass
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.file_download import repo_folder_name
 from transformers import FalconConfig
 
@@ -26,6 +27,7 @@ from helpers.profiles import Profile
 FILES = ("*.json", "*.safetensors")  # no pickles, no code
 SPARE_DISK = 10**9  # for tokenizer, adapter and checkpoints: an allowance
 HOST_RAM = 3 * 10**9  # libraries, CUDA context, a matrix on its way to the GPU (files are memory-mapped): an allowance
+STALE = 3600  # seconds after which nobody writes to a partial file any more
 GB = 10**9
 
 
@@ -51,8 +53,7 @@ def is_complete(folder: Path) -> bool:
 def check_room(profile: Profile, config: FalconConfig) -> None:
     """ResourceError unless the disk has room for what is still to be downloaded, and the RAM for loading (and on a CPU for training)."""
     folder = snapshot(profile)
-    blobs = folder.parent.parent / "blobs"
-    here = sum(file.stat().st_size for file in (*folder.glob("*.safetensors"), *blobs.glob("*.incomplete")))
+    here = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     need = max(0, download_bytes(config) - here) + SPARE_DISK
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < need:
@@ -70,20 +71,29 @@ def check_room(profile: Profile, config: FalconConfig) -> None:
 def fetch(profile: Profile, config: FalconConfig) -> None:
     """Download the profile's model if it is a hub model and not here: room is checked first, hashes after.
 
-    huggingface_hub shows progress, goes on with a download that was cut off, and checks sizes. Raises ResourceError, or ModelError.
+    huggingface_hub shows progress, asks again for what a broken connection left out, and checks sizes; files that are whole are not fetched
+    again. Raises ResourceError, or ModelError.
     """
     if os.path.isdir(profile.model_path):
         return
+    remove_partial_files(snapshot(profile))
     check_room(profile, config)
     if is_complete(snapshot(profile)):
         return
     try:
         folder = snapshot_download(profile.model, revision=profile.revision, allow_patterns=list(FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+    except Exception as error:  # errors of hub, network and disk share no base class, and huggingface_hub 2 has others than 1
         raise ModelError(
-            f"{profile.model!r} could not be downloaded: check the network and run again, what is here is kept ({type(error).__name__})"
+            f"{profile.model!r} could not be downloaded: {way_out(error)}; files that are whole are kept ({first_line(error)})"
         ) from error
     check_hashes(Path(folder))
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what a killed download left of a snapshot's files: huggingface_hub gives each try a file of its own and never reads an old one."""
+    for file in (folder.parent.parent / "blobs").glob("*.incomplete"):
+        if time.time() - file.stat().st_mtime > STALE:
+            file.unlink()
 
 
 def check_hashes(folder: Path) -> None:
@@ -104,13 +114,38 @@ def check_hashes(folder: Path) -> None:
             )
 
 
-def wants_token(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the model is gated: its owner lets in only those with a token."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one that it came from, and so on."""
     while error is not None:
-        if isinstance(error, GatedRepoError):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def wants_token(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the model is gated: its owner lets in only those with a token."""
+    return any(isinstance(cause, GatedRepoError) for cause in causes(error))
+
+
+def way_out(error: BaseException) -> str:
+    """What a reader can do about a model that could not be had, by what the error came from: an HTTP status, a timeout, a full disk."""
+    if wants_token(error):
+        return "the model is gated, accept its terms on its page with the account whose token is in HF_TOKEN"
+    for cause in causes(error):
+        code = getattr(getattr(cause, "response", None), "status_code", None)
+        if code == 429:
+            return "the hub takes no more requests for now (429), wait some minutes and run again"
+        if code and code >= 500:
+            return f"the hub has a fault of its own ({code}), run again later"
+        if "Timeout" in type(cause).__name__:
+            return "the hub does not answer in time, check the network and run again"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return "the disk is full, make room or set HF_HOME to a folder on another one"
+    return "check the name, the folder and the network, and run again"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or what kind of error it is."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def ask_for_token() -> str:

@@ -21,9 +21,10 @@ from transformers.integrations import bitsandbytes as bnb_integration
 from transformers.models.falcon import modeling_falcon
 
 from helpers import files, hub, memory, weights
-from helpers.errors import AdapterError, ModelError
+from helpers.errors import AdapterError, ModelError, ResourceError
 from helpers.fast_nf4 import fast_cpu_quantization
-from helpers.profiles import Profile
+from helpers.hub import first_line
+from helpers.profiles import Profile, check_settings
 from helpers.proof import (  # noqa: F401 - notebooks and helpers know these names as loading's
     FourBitProof,
     base_fingerprint,
@@ -41,10 +42,8 @@ def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
     try:
         return AutoTokenizer.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer found for {profile.model!r}: check the name, the folder and the network ({first_line(error)})"
-        ) from error
+    except Exception as error:  # the network's errors share no base class with the others
+        raise ModelError(f"no tokenizer found for {profile.model!r}: {hub.way_out(error)} ({first_line(error)})") from error
 
 
 def quantization_config(profile: Profile) -> BitsAndBytesConfig:
@@ -91,10 +90,11 @@ def falcon_made_of_plain_linear() -> Iterator[None]:
 def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
     """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
 
-    Raises ModelError for a missing, damaged or non-Falcon model, PickledWeightsError (before weights are fetched) if it comes in no
-    safetensors, NotQuantizedError if the result is not what the config predicts, ResourceError if a download would not fit. On a CPU,
+    Raises ProfileError for settings that cannot be, ModelError for a missing, damaged or non-Falcon model, PickledWeightsError (before weights are fetched) if it comes in no
+    safetensors, NotQuantizedError if the result is not what the config predicts, ResourceError if a download or the model does not fit. On a CPU,
     `helpers.fast_nf4` finds the bits.
     """
+    check_settings(profile)
     hub.fetch(profile, load_config(profile))
     with fast_cpu_quantization():
         return read_4bit(profile, profile.model_path, device, revision=profile.revision, quantization_config=quantization_config(profile))  # fmt: skip
@@ -109,9 +109,13 @@ def read_4bit(profile: Profile, path: str, device: str | None = None, **options)
                 path, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
                 device_map={"": device or profile.device}, attn_implementation="sdpa", **options,
             )  # fmt: skip
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ResourceError(
+                f"the memory ran out while {profile.model!r} was loaded: close other programs or kernels, or use profile 'tiny' ({first_line(error)})"
+            ) from error
         weights.refuse_pickled(profile.model_path, profile.revision)
         raise ModelError(
             f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
@@ -145,10 +149,8 @@ def load_config(profile: Profile) -> FalconConfig:
     """The config of the profile's model, no weights; ModelError unless it is a Falcon that can be found."""
     try:
         config = AutoConfig.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model found at {profile.model!r}: check the name, the folder and the network ({first_line(error)})"
-        ) from error
+    except Exception as error:  # the network's errors share no base class with the others
+        raise ModelError(f"no model found at {profile.model!r}: {hub.way_out(error)} ({first_line(error)})") from error
     if not isinstance(config, FalconConfig):
         raise ModelError(
             f"{profile.model!r} is a {config.model_type!r} model and this series tunes Falcon models: choose a model of type 'falcon'"
@@ -157,7 +159,10 @@ def load_config(profile: Profile) -> FalconConfig:
 
 
 def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0, **options) -> PeftModel:
-    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`. `options` go to peft's LoraConfig."""
+    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`. `options` go to peft's
+    LoraConfig. ProfileError for settings that cannot be trained with.
+    """
+    check_settings(profile)
     checkpointing = profile.activation_checkpointing
     reentrant = {"use_reentrant": False} if checkpointing else None
     model = prepare_model_for_kbit_training(
@@ -248,7 +253,3 @@ def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) ->
         raise AdapterError(
             f"the adapter in {str(folder)!r} has {len(shapes)} tensors, A and B of {len(kinds)} kinds in {config.num_hidden_layers} layers are {2 * config.num_hidden_layers * len(kinds)}: save or copy it again"
         )
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""Bytes of a training run, predicted from a Falcon's config alone. Imports shapes, activations, gpus, profiles and errors.
+"""Bytes of a training run, predicted from a Falcon's config alone. Imports shapes, activations, gpus, command, profiles and errors.
 
 `python -m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan, without network.
 """
@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 
 from transformers import FalconConfig
 
+from helpers import command
 from helpers.activations import autocast, kept_activations, layer_activations, widths
-from helpers.errors import PlanError, TutorialError
+from helpers.errors import PlanError
 from helpers.gpus import GPUS, HEADROOM, capacity
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 from helpers.shapes import (  # noqa: F401 - notebooks and helpers know these names as memory's
@@ -210,30 +211,29 @@ def table(config: FalconConfig, profile: Profile, gpu: str, attention: str = "sd
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage."""
+    """The command line; its exit status is that of `helpers.command`."""
     parser = argparse.ArgumentParser(prog="python -m helpers.memory", description="Predict the memory of tuning a Falcon.")
     parser.add_argument("--model", default=FALCON_7B, help=f"{', '.join(KNOWN_CONFIGS)}, or a local config.json")
     parser.add_argument("--gpu", default="T4", help=f"one of {', '.join(GPUS)}; default T4")
-    parser.add_argument("--batch", type=int, default=1, help="examples in one forward pass; default 1")
-    parser.add_argument("--length", type=int, default=512, help="tokens an example; default 512")
-    parser.add_argument("--rank", type=int, default=16, help="of the adapters; default 16")
+    parser.add_argument("--batch", type=command.whole("batch size"), default=1, help="examples in one forward pass; default 1")
+    parser.add_argument("--length", type=command.whole("length in tokens"), default=512, help="tokens an example; default 512")
+    parser.add_argument("--rank", type=command.whole("rank"), default=16, help="of the adapters; default 16")
     parser.add_argument("--optimizer", default="paged_adamw_8bit", help=f"one of {', '.join(OPTIMIZERS)}")
     parser.add_argument("--attention", default="sdpa", help=f"one of {', '.join(ATTENTIONS)}; default sdpa")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations instead of recomputing them")
     args = parser.parse_args(arguments)
     changes = {"lora_r": args.rank, "optimizer": args.optimizer, "activation_checkpointing": not args.no_checkpointing}
-    try:
+
+    def work() -> None:
         config = read_config(args.model)
         profile = gpu_profile(args.model, args.gpu, args.batch, args.length, **changes)
         text = table(config, profile, args.gpu, args.attention)
-    except TutorialError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{args.model}, {sum(count_parameters(config).values()):,} parameters; batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
-    )
-    print(text)
-    return 0
+        print(
+            f"{args.model}, {sum(count_parameters(config).values()):,} parameters; batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
+        )
+        print(text)
+
+    return command.status(work, "interrupted")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Hardware profiles: everything that differs between a laptop, a free T4 and a big GPU, in one place. Imports only errors."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FALCON_7B = "tiiuae/falcon-7b"
 FALCON_7B_REVISION = "ec89142b67d748a1865ea4451372db8313ada0d8"
 ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")  # the four linear kinds of a Falcon layer
+DTYPES = ("bfloat16", "float16", "float32")
 GIB = 2**30
 
 
@@ -98,6 +100,27 @@ def resolve(name: str | None = None) -> Profile:
     if profile.gpu_bytes:
         check_card(profile)
     return profile
+
+
+def check_settings(profile: Profile) -> None:
+    """ProfileError, with the setting, its value and what it may be, unless every setting of a profile can be trained with."""
+    least = dict.fromkeys(("micro_batch", "accumulation", "max_steps", "save_steps", "eval_batch", "max_new_tokens", "lora_r"), 1)
+    for name, smallest in (least | {"max_length": 2, "warmup_steps": 0}).items():
+        value = getattr(profile, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            raise ProfileError(f"{name} of profile {profile.name!r} is {value!r}: give a whole number of at least {smallest}")
+    for name in ("learning_rate", "lora_alpha"):
+        value = getattr(profile, name)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ProfileError(f"{name} of profile {profile.name!r} is {value!r}: give a finite number above 0")
+    if profile.compute_dtype not in DTYPES:
+        raise ProfileError(
+            f"compute_dtype of profile {profile.name!r} is {profile.compute_dtype!r}: give one of {', '.join(DTYPES)}"
+        )
+    if not profile.target_modules or set(profile.target_modules) - set(ALL_LINEAR):
+        raise ProfileError(
+            f"target_modules of profile {profile.name!r} are {profile.target_modules!r}: give at least one of {', '.join(ALL_LINEAR)}"
+        )
 
 
 def check_card(profile: Profile) -> None:

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from helpers.errors import DataError
+from helpers.errors import DataError, ProfileError
 
 IGNORED = -100  # the label that cross entropy leaves out
 TURNS = ("\nUser:", "\nAssistant:")  # what begins a turn in the template
@@ -55,8 +55,13 @@ def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
 def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, int]:
     """Encode `prompt` and `answer` of every record; return (encoded, how many were left out because they exceed `max_length` tokens).
 
-    A cut-off example would teach an answer without its end, so too-long ones are left out. DataError if none remains.
+    A cut-off example would teach an answer without its end, so too-long ones are left out. DataError if none remains, and for an answer
+    of no length, which would teach the model to say nothing.
     """
+    for number, row in enumerate(records, start=1):
+        if not row["answer"].strip():
+            place = row.get("place") or f"row {number}"
+            raise DataError(f"{place}: the answer is {row['answer']!r}, of no length: give an answer, or remove the row")
     encoded = [encode_example(tokenizer, row["prompt"], row["answer"]) for row in records]
     kept = [row for row in encoded if len(row["input_ids"]) <= max_length]
     if not kept:
@@ -66,6 +71,15 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, int]:
             f"all {len(encoded)} examples are longer than max_length={max_length} tokens (shortest: {shortest}{f', {place}' if place else ''}): raise max_length or shorten the texts"
         )
     return Dataset.from_list(kept), len(encoded) - len(kept)
+
+
+def check_labels(encoded: Dataset) -> None:
+    """DataError unless every encoded example has a label to learn from: one that is not IGNORED, behind the first token, which none predicts."""
+    bad = [i for i, labels in enumerate(encoded["labels"]) if all(label == IGNORED for label in labels[1:])]
+    if bad:
+        raise DataError(
+            f"every label of {len(bad)} of {len(encoded)} examples is {IGNORED}, the first of them example {bad[0]}: nothing can be learnt from them, mask the prompt only and keep the answer's labels"
+        )
 
 
 class Collator:
@@ -79,6 +93,11 @@ class Collator:
         self.pad_id = pad_id
 
     def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """The batch as tensors; DataError if no label of it can be learnt, since the mean loss over no token is not a number."""
+        if all(label == IGNORED for example in examples for label in example["labels"][1:]):
+            raise DataError(
+                f"every label of a batch of {len(examples)} examples is {IGNORED}: its loss is a mean over nothing, keep the labels of the answers"
+            )
         width = max(len(example["input_ids"]) for example in examples)
 
         def padded(key: str, fill: int) -> torch.Tensor:
@@ -94,6 +113,8 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
     Every epoch is a fresh permutation, cut into pools of 32 batches; a pool is sorted by length and its batches are shuffled. Every
     example is seen once an epoch; the few that do not fill a last batch begin the next epoch. The order depends on the seed alone.
     """
+    if batch < 1 or steps < 1:
+        raise DataError(f"{steps} steps of {batch} examples cannot be put in order: give at least 1 of each")
     if batch > len(lengths):
         raise DataError(
             f"a batch of {batch} needs at least {batch} examples and there are {len(lengths)}: add data or lower the batch size"
@@ -138,8 +159,11 @@ def generate_batch(model, tokenizer, prompts: Sequence[str], max_new_tokens: int
 def generate(model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool = True) -> list[str]:
     """Greedy answers to `prompts`, in their order, by `generate_batch` over batches of prompts of similar length.
 
-    Puts the model into eval mode with its cache on, and back as it was.
+    Puts the model into eval mode with its cache on, and back as it was. ProfileError if a batch or an answer would hold nothing.
     """
+    for what, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ProfileError(f"{what} is {value!r}: give a whole number of at least 1")
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers = [""] * len(prompts)
     was_training, used_cache = model.training, model.config.use_cache

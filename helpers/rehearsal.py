@@ -17,8 +17,8 @@ from pathlib import Path
 
 from transformers import FalconConfig
 
-from helpers import files, memory, random_checkpoint, results, shapes, weights
-from helpers.errors import ModelError, TutorialError
+from helpers import command, files, memory, random_checkpoint, results, shapes, weights
+from helpers.errors import ModelError, OutputError, PlanError
 from helpers.profiles import FALCON_7B, ROOT
 from helpers.rehearsal_phases import PHASES, rehearsed
 
@@ -157,44 +157,64 @@ def store(path: Path, layout: str, record: dict, config: FalconConfig) -> None:
     files.write_text(path, json.dumps(every, indent=1) + "\n")
 
 
+def check_places(folder: Path, record: Path) -> None:
+    """OutputError unless `folder` can be made and `record` is a JSON object or can be made: found out before hours of work, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {str(folder)!r} cannot be made ({error.strerror}): choose another with --folder"
+        ) from error
+    try:
+        sound = isinstance(json.loads(record.read_text()), dict) if record.exists() else record.absolute().parent.is_dir()
+    except (OSError, ValueError):
+        sound = False
+    if not sound:
+        raise OutputError(
+            f"{str(record)!r} is no JSON object to add to and cannot be made: choose another file, in a folder that is there, with --json"
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 a target missed or an error that is told in one sentence, 2 wrong usage."""
+    """The command line; its exit status is that of `helpers.command`, and 1 if a target was missed."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.rehearsal", description="Load and tune a random Falcon-7b at full size, on a CPU."
     )
     parser.add_argument("--layout", choices=(*LAYOUT_PHASES, "all"), default="hub", help="of the checkpoint's files; default hub")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "rehearsal", help="where up to 30 GB are written")
+    parser.add_argument("--folder", type=command.named, default=ROOT / "runs" / "rehearsal", help="where up to 30 GB are written")
     parser.add_argument("--model", default=FALCON_7B, help=f"one of {', '.join(shapes.KNOWN_CONFIGS)}; default {FALCON_7B}")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick look")
     parser.add_argument(
-        "--json", type=Path, help="default data/rehearsal_7b.json, or rehearsal.json in the folder if not at full size"
+        "--layers", type=command.whole("number of layers", most=1000), help="fewer layers than the model has, for a quick look"
+    )
+    parser.add_argument(
+        "--json", type=command.named, help="default data/rehearsal_7b.json, or rehearsal.json in the folder if not at full size"
     )
     parser.add_argument(
         "--phases", nargs="+", choices=PHASES, help="only these, in this order; the others keep their stored figures"
     )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint where it is")
     args = parser.parse_args(arguments)
-    try:
-        config = shapes.known_config(args.model)
+
+    def work() -> int:
+        config, folder = shapes.known_config(args.model), Path(args.folder).absolute()
+        if (args.layers or 0) > config.num_hidden_layers:
+            raise PlanError(
+                f"{args.model} has {config.num_hidden_layers} layers and {args.layers} were asked for: give fewer with --layers"
+            )
         full = args.model == FALCON_7B and args.layers is None
         config.num_hidden_layers = args.layers or config.num_hidden_layers
-        args.folder.mkdir(parents=True, exist_ok=True)
+        file = Path(args.json or (ROOT / "data" / "rehearsal_7b.json" if full else folder / "rehearsal.json"))
+        check_places(folder, file)
         good = True
         for layout in LAYOUT_PHASES if args.layout == "all" else (args.layout,):
-            phases = args.phases or LAYOUT_PHASES[layout]
-            record = rehearse(layout, config, args.folder.absolute(), phases, args.keep)
-            store(
-                args.json or (ROOT / "data" / "rehearsal_7b.json" if full else args.folder / "rehearsal.json"),
-                layout,
-                record,
-                config,
-            )
+            record = rehearse(layout, config, folder, args.phases or LAYOUT_PHASES[layout], args.keep)
+            with files.writing(file, "make room on that disk"):
+                store(file, layout, record, config)
             print(table(layout, record))
             good = good and record.get("summary", {"within_targets": True})["within_targets"]
-    except TutorialError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0 if good else 1
+        return 0 if good else 1
+
+    return command.status(work, f"interrupted; finished checkpoints are in {args.folder}, run the same command to use them again")
 
 
 def table(layout: str, record: dict) -> str:

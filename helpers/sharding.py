@@ -25,8 +25,8 @@ from transformers.models.falcon.modeling_falcon import FalconDecoderLayer
 
 from helpers import command, files, loading, processes, prompting, records, training
 from helpers.checkpoints import MARKER, is_sound, run_identity, seal, whole_or_gone
-from helpers.errors import CheckpointError, NotShardedError, ProfileError, TutorialError
-from helpers.profiles import Profile
+from helpers.errors import CheckpointError, NotShardedError, ProfileError
+from helpers.profiles import Profile, check_settings
 
 SHARDED = "sharded-checkpoint"
 # torch says this whenever one process alone saves or loads, which is meant here
@@ -176,6 +176,7 @@ def run(profile: Profile, output: Path, seed: int = 0, resume: bool = False) -> 
     parameters. Raises LaunchError if the processes cannot share the batch, ProfileError for float16, which would need loss scaling.
     """
     here = processes.world()
+    check_settings(profile)
     processes.share(profile, here.size)
     if profile.compute_dtype == "float16":
         raise ProfileError(
@@ -216,25 +217,25 @@ def run(profile: Profile, output: Path, seed: int = 0, resume: bool = False) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage."""
+    """The command line; its exit status is that of `helpers.command`."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.sharding",
         description="Train an adapter on the tickets, one 4-bit model spread over all processes.",
     )
     command.add_run_options(parser)
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         with processes.loss_of_a_process_is_told():
             profile = command.chosen_profile(args)
             record = run(profile, training.run_folder(profile, args.output), args.seed, args.resume)
-    except TutorialError as error:
-        return command.tell(error)
-    processes.world().say(
-        f"{record['sharded_parameters']} parameters sharded; this process holds {record['parameters']:,} of {record['parameters_whole']:,} bytes; losses {', '.join(f'{loss:.4f}' for loss in record['losses'][-3:])}"
-    )
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    return 0
+        processes.world().say(
+            f"{record['sharded_parameters']} parameters sharded; this process holds {record['parameters']:,} of {record['parameters_whole']:,} bytes; losses {', '.join(f'{loss:.4f}' for loss in record['losses'][-3:])}"
+        )
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    return command.status(work, "interrupted: run again with --resume to go on from the last complete sharded checkpoint")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ several processes (notebook 08). On top of all other helpers.
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -38,9 +37,10 @@ from helpers.checkpoints import (
     run_identity,
     step_of,
 )
-from helpers.errors import DataError, DivergedError, NotQuantizedError, NotShardedError, TutorialError
+from helpers.divergence import StopOnDivergence
+from helpers.errors import DataError, NotQuantizedError, NotShardedError
 from helpers.outputs import output_folder, run_folder
-from helpers.profiles import ROOT, Profile
+from helpers.profiles import ROOT, Profile, check_settings
 
 
 def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArguments:
@@ -73,7 +73,7 @@ def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArg
 
 
 class Progress(TrainerCallback):
-    """A bar in the terminal, a live curve in a notebook; stops with DivergedError at the first loss that is not finite."""
+    """A bar in the terminal, a live curve in a notebook."""
 
     def __init__(self, total_steps: int):
         self.total, self.losses, self.bar, self.live = total_steps, [], None, None
@@ -90,11 +90,6 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            half = f"lengthen the warm-up ({args.warmup_steps} steps), or take a card with bfloat16 (L4, A100): float16 ends at 65,504"
-            raise DivergedError(
-                f"the loss at step {state.global_step} is {logs['loss']}: lower the learning rate ({args.learning_rate:g}), {half if args.fp16 else 'or compute in bfloat16 if the card has it'}"
-            )
         self.losses.append(logs["loss"])
         if self.live:
             self.live.update(self.losses)
@@ -110,7 +105,11 @@ class Progress(TrainerCallback):
 
 
 def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: Path, seed: int = 0) -> Trainer:
-    """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints and a clean stop on interrupt."""
+    """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints, a clean stop on interrupt, and DivergedError when
+    the numbers go wrong. ProfileError for settings that cannot be, DataError for examples without a label or too few of them.
+    """
+    check_settings(profile)
+    prompting.check_labels(encoded)
     arguments = training_arguments(processes.share(profile, processes.world().size), output, seed)
     batch = profile.micro_batch * profile.accumulation  # of one optimizer step, over all processes
     lengths = [len(ids) for ids in encoded["input_ids"]]
@@ -120,7 +119,7 @@ def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: 
         args=arguments,
         train_dataset=encoded.select(order),
         data_collator=prompting.Collator(tokenizer.eos_token_id),
-        callbacks=[Progress(profile.max_steps), SoundCheckpoints(run_identity(profile, encoded, seed))],
+        callbacks=[StopOnDivergence(), Progress(profile.max_steps), SoundCheckpoints(run_identity(profile, encoded, seed))],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -185,6 +184,7 @@ def run(
     number does not divide the batch, NotShardedError under accelerate's FSDP.
     """
     began, here = psutil.Process().create_time(), processes.world()
+    check_settings(profile)
     mine = processes.share(profile, here.size)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise NotShardedError(
@@ -237,6 +237,10 @@ def run(
 
     if scoring:
         after = answer(test)
+        if empty := sum(not text for text in after):
+            here.say(
+                f"{empty} of {len(after)} answers are empty: the model ends at once, look for short or empty answers in the data"
+            )
         scores["after"] = evaluation.score(after, test["answer"])
         scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
     record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
@@ -251,40 +255,27 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 an error that is told in one sentence, 2 wrong usage, 130 interrupted."""
+    """The command line; its exit status is that of `helpers.command`."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.training", description="Fine-tune a Falcon with QLoRA: score, train, score again, save."
     )
     command.add_run_options(parser)
-    parser.add_argument("--data", help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
+    parser.add_argument("--data", type=command.named, help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
     parser.add_argument("--prompt-column", default="prompt")
     parser.add_argument("--answer-column", default="answer")
-    parser.add_argument("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR and load it from there next time")
+    parser.add_argument(
+        "--cache-4bit", type=command.named, metavar="DIR", help="keep the quantized base in DIR and load it from there next time"
+    )
     parser.add_argument("--no-scoring", action="store_true", help="train and save only, do not answer the test messages")
     args = parser.parse_args(arguments)
     columns = (args.prompt_column, args.answer_column)
-    try:
+
+    def work() -> None:
         with processes.loss_of_a_process_is_told():
-            run(
-                command.chosen_profile(args),
-                args.seed,
-                args.output,
-                args.data,
-                columns,
-                args.resume,
-                not args.no_scoring,
-                args.cache_4bit,
-            )
-    except TutorialError as error:
-        return command.tell(error)
-    except KeyboardInterrupt as interrupt:
-        if processes.world().leads:
-            print(
-                f"\n{interrupt or 'interrupted: run again with --resume to go on from the newest checkpoint, if one was saved'}",
-                file=sys.stderr,
-            )
-        return 130
-    return 0
+            profile = command.chosen_profile(args)
+            run(profile, args.seed, args.output, args.data, columns, args.resume, not args.no_scoring, args.cache_4bit)
+
+    return command.status(work, "interrupted: run again with --resume to go on from the newest checkpoint, if one was saved")
 
 
 if __name__ == "__main__":

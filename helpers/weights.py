@@ -1,8 +1,9 @@
-"""Weight files on disk: written tensor by tensor, pickled ones recognized and converted, free space. Imports files, errors.
+"""Weight files on disk: written tensor by tensor, pickled ones recognized and converted, free space. Imports command, files, errors.
 
 `python -m helpers.weights FOLDER` converts a folder of pickled weights to safetensors.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ import torch
 from huggingface_hub import list_repo_files
 from safetensors import safe_open
 
-from helpers import files
+from helpers import command, files
 from helpers.errors import ModelError, OutputError, PickledWeightsError
 
 INDEX, PICKLED_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
@@ -27,8 +28,12 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
 
 
 def check_disk(folder: Path, need: int, what: str) -> None:
-    """OutputError unless the disk of `folder` (or of its first parent that exists) has `need` bytes free for `what`."""
+    """OutputError unless `folder` (or its first parent that exists) can be written, on a disk with `need` bytes free for `what`."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OutputError(
+            f"{str(folder)!r} cannot be written, since {str(existing)!r} is no folder or is read-only: choose another folder for {what}"
+        )
     free = shutil.disk_usage(existing).free
     if free < need:
         raise OutputError(
@@ -149,10 +154,15 @@ def convert_pickled(folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; its exit status is that of `helpers.command`."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.weights", description="Convert pickled weights to safetensors.")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=command.named, help="of a model with pytorch_model*.bin; the copy is written beside them"
+    )
+    folder = Path(parser.parse_args(arguments).folder)
+    return command.status(lambda: print("\n".join(map(str, convert_pickled(folder)))), "interrupted: run the same command again")
+
+
 if __name__ == "__main__":
-    try:
-        print("\n".join(map(str, convert_pickled(Path(sys.argv[1])))))
-    except IndexError:
-        sys.exit("usage: python -m helpers.weights FOLDER")
-    except (ModelError, OutputError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(main())

@@ -11,7 +11,7 @@ import statistics
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from helpers import evaluation, loading, profiles, prompting, records
+from helpers import command, evaluation, loading, profiles, prompting, records
 
 
 def train(dtype: str, seed: int, steps: int, encoded, tokenizer) -> tuple[torch.nn.Module, list[float], int]:
@@ -44,12 +44,13 @@ def train(dtype: str, seed: int, steps: int, encoded, tokenizer) -> tuple[torch.
     return model, losses, skipped
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.float16")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
-    args = parser.parse_args()
+    parser.add_argument("--seeds", type=command.whole("number of seeds", most=100), default=5)
+    parser.add_argument("--steps", type=command.steps, default=600)
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes)
+    args = parser.parse_args(arguments)
     tiny = profiles.PROFILES["tiny"]
     tokenizer = loading.load_tokenizer(tiny)
     encoded, _ = prompting.encode(records.read_tickets("train"), tokenizer, tiny.max_length)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers import files, results
+from helpers import command, files, results
 from helpers.profiles import ROOT
 from tests import kills
 from tests.notebooks import NOTEBOOKS
@@ -245,12 +245,23 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {"kills": soak_kills, "notebooks": soak_notebooks, "repeats": soak_repeats}
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; default all")
-    parser.add_argument("--kills", type=int, default=60, help="runs struck by SIGKILL")
-    parser.add_argument("--interrupts", type=int, default=20, help="runs struck by SIGINT")
-    parser.add_argument("--rounds", type=int, default=5, help="executions of each notebook one after the other")
-    parser.add_argument("--repeats", type=int, default=50, help="repetitions of the quick tests")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NUMBER", help="notebooks, by number")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=command.whole("number of runs", least=0), default=60, help="runs struck by SIGKILL")
+    parser.add_argument("--interrupts", type=command.whole("number of runs", least=0), default=20, help="runs struck by SIGINT")
+    parser.add_argument(
+        "--rounds", type=command.whole("number of rounds"), default=5, help="executions of each notebook one after the other"
+    )
+    parser.add_argument(
+        "--repeats", type=command.whole("number of repetitions"), default=50, help="repetitions of the quick tests"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[path.name[:2] for path in NOTEBOOKS],
+        default=[],
+        metavar="NUMBER",
+        help="notebooks, by number",
+    )
+    parser.add_argument("--seed", type=command.seed, default=0)
     args = parser.parse_args(arguments)
     unknown = sorted(set(args.parts) - set(parts))
     if unknown:

@@ -317,6 +317,7 @@ def test_network_guard_is_on(attempts):
     assert "192.0.2.1" in attempts.read_text()
 
 
-def test_hub_data_without_network_is_told(attempts, nothing_expensive):
+def test_hub_data_without_network_is_told(attempts, nothing_expensive, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub is asked six times, with waits of 23 s between
     with pytest.raises(DataError, match="no file and no hub data set 'nobody/nothing'"):
         records.read_records("nobody/nothing")

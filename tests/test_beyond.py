@@ -188,7 +188,7 @@ def test_more_processes_than_examples(monkeypatch, tmp_path):
 def test_a_number_of_steps_that_is_none(steps, capsys):
     with pytest.raises(SystemExit):
         training.main(["--steps", steps])
-    assert "is no number of steps: give a whole number of at least 1" in capsys.readouterr().err
+    assert "is no number of steps: give a whole number from 1 to 1,000,000" in capsys.readouterr().err
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import loading, prompting, records, training
+from helpers import divergence, loading, prompting, records
 from helpers.errors import DivergedError
 from tests import float16
 
@@ -51,4 +51,4 @@ def test_a_float16_run_that_diverges_stops_and_names_its_ways_out(loss):
     arguments = SimpleNamespace(fp16=True, learning_rate=2e-4, warmup_steps=20)
     words = rf"the loss at step 7 is {loss}: lower the learning rate \(0.0002\), lengthen the warm-up \(20 steps\), or take a card with bfloat16"
     with pytest.raises(DivergedError, match=words):
-        training.Progress(300).on_log(arguments, SimpleNamespace(global_step=7), None, {"loss": loss})
+        divergence.StopOnDivergence().check_finite(arguments, 7, loss, norm=1.0)

@@ -28,11 +28,17 @@ INTEGERS = {"rank", "examples", "seed", "trainable", "bytes", "steps", "steps_to
 def read_rows(path: Path = FILE, repair: bool = False) -> list[dict]:
     """The rows of a study file; an empty list if there is none. With `repair` a last line that a kill cut off is removed from the file.
 
-    DataError, with the line's number, for unknown columns and for a line that does not hold what its columns ask for.
+    DataError for a place where no file can be, and, with the line's number, for unknown columns and for a line that does not hold what
+    its columns ask for.
     """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise DataError(f"{str(path)!r} is a folder, or lies in none: name a CSV file in a folder that is there")
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 at byte {error.start}: take the file of the repository") from error
     whole, _, cut = text.rpartition("\n")
     if cut:
         number = text.count("\n") + 1
@@ -77,14 +83,15 @@ def as_run(row: dict) -> Run:
 
 
 def append(path: Path, row: dict) -> None:
-    """Add a row in one write that reaches the disk before this returns; a new file gets its header first."""
+    """Add a row in one write that reaches the disk before this returns; a new file gets its header first. OutputError if the disk refuses."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if not path.exists() or not path.stat().st_size:
         writer.writerow(COLUMNS)
     values = [row.get(column) for column in COLUMNS]
     writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
-    with path.open("a", encoding="utf-8") as out:
+    way_out = "make room on that disk, then run the same command, which goes on"
+    with files.writing(path, way_out), path.open("a", encoding="utf-8") as out:
         out.write(lines.getvalue())
         out.flush()
         os.fsync(out.fileno())
