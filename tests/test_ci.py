@@ -71,9 +71,13 @@ def test_ci_runs_the_repositorys_own_script_caches_and_keeps_the_notebooks():
     assert python["with"]["cache"] == "pip"
     for path in python["with"]["cache-dependency-path"].split():
         assert (ROOT / path).is_file(), path
-    (upload,) = (step for step in steps(workflow) if step.get("uses", "").startswith("actions/upload-artifact@"))
-    assert list(ROOT.glob(upload["with"]["path"]))
-    assert "matrix.python" in upload["with"]["name"]  # two uploads of one name would fail
+    uploads = {
+        step["with"]["path"]: step["with"]["name"]
+        for step in steps(workflow)
+        if "actions/upload-artifact@" in step.get("uses", "")
+    }
+    assert set(uploads) == {"notebooks/*.ipynb", "build/screenshots/*.png"}
+    assert all("matrix.python" in name for name in uploads.values())  # two uploads of one name would fail
 
 
 def test_a_weekly_run_takes_the_pins_off():
