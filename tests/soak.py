@@ -5,8 +5,6 @@ as neither its options nor the code have changed: what is done so far lies in ru
 """
 
 import argparse
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -16,79 +14,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
-from helpers import command, files, results
+from helpers import command
 from helpers.profiles import ROOT
 from tests import kills
 from tests.notebooks import NOTEBOOKS
+from tests.soak_record import quotes, step_by_step, store
 
-SOAK = ROOT / "data" / "soak.json"
 CHECKED = "NBVAL_CHECK_OUTPUT"
-# The files whose tests take a second each or so; with a rest that is slow of its own kind left out by mark and name
+# Files whose tests take less than a second each, and the few tests in them that take longer
 QUICK = (
-    "bad_input", "contract", "data", "falcon_inside", "float16", "gpu_profiles", "helpers", "lora_math", "memory", "nf4", "readme", "security", "survive",
+    "bad_input", "contract", "data", "falcon_inside", "float16", "gpu_profiles", "helpers", "lora_math", "mutations", "nf4", "readme", "records", "security", "survive",
 )  # fmt: skip
-
-
-def code() -> str:
-    """A hash over what the soak depends on: helpers, tests and notebooks."""
-    digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "helpers").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *NOTEBOOKS]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def step_by_step(name: str, options: dict, jobs: Iterable, do: Callable) -> list:
-    """[do(job) for job in jobs] with a bar; what is done is kept in runs/soak, so that a stopped soak goes on from there."""
-    kept, wanted, jobs = ROOT / "runs" / "soak" / f"{name}.json", [options, code()], list(jobs)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    done = []
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        done = found["done"] if found["wanted"] == wanted else []
-    for job in tqdm(jobs, desc=name, initial=len(done), total=len(jobs)) if not done else tqdm(jobs[len(done) :], desc=name):
-        done.append(do(job))
-        files.write_text(kept, json.dumps({"wanted": wanted, "done": done}))
-    kept.unlink(missing_ok=True)
-    return done
-
-
-def store(name: str, section: dict) -> None:
-    """Put a section into data/soak.json, with the versions it was measured with."""
-    whole = json.loads(SOAK.read_text()) if SOAK.exists() else {}
-    whole[name] = section | {"versions": results.versions()}
-    files.write_text(SOAK, json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
-
-
-def quotes(soak: dict) -> list[str]:
-    """What data/soak.json says, in the words of tests/README.md."""
-    said = []
-    if "kills" in soak:
-        killed, interrupted = soak["kills"]["sigkill"], soak["kills"]["sigint"]
-        ended = [f"{found['ended_as_undisturbed']} of {found['runs']}" for found in (killed, interrupted)]
-        said.append(f"{ended[0]} runs struck by SIGKILL and {ended[1]} by SIGINT ended with the adapter of the undisturbed run")
-        said.append(f"{killed['resumed']} and {interrupted['resumed']} of them resumed, the others started again")
-        said.append(
-            f"{killed['found_half_written']} of the killed runs left something half-written, and no restart took it for whole"
-        )
-    if "notebooks" in soak:
-        every = soak["notebooks"]["notebooks"].values()
-        count = {
-            key: sum(v if isinstance(v, int) else len(v) for v in (found[key] for found in every)) for key in next(iter(every))
-        }
-        said.append(
-            f"{count['executions']} executions of {len(every)} notebooks: {count['of_them_differing']} of {count['cells_compared']} compared cells ever differed"
-        )
-        said.append(f"{count['others_differing']} of the {count['others']} other cells")
-    if "repeats" in soak:
-        found = soak["repeats"]
-        said.append(f"{found['passed']} of {found['repeats']} repetitions passed, each {found['tests']}")
-    return said
+LONGER = (
+    "hub_data_without_network", "falcon_7b_shapes_load", "batched_generation_equals", "one_batch_of_mixed_lengths", "a_malicious_checkpoint",
+    "test_fuzz", "to_the_bytes_of_bitsandbytes", "to_the_bits_of_bitsandbytes", "a_loss_that_is_not_a_number",
+)  # fmt: skip
 
 
 def copy_of_the_repository(folder: Path) -> Path:
@@ -210,6 +153,8 @@ def soak_repeats(args: argparse.Namespace) -> bool:
             "no:cacheprovider",
             "-m",
             "not slow and not gpu",
+            "-k",
+            f"not ({' or '.join(LONGER)})",
             *(f"tests/test_{name}.py" for name in order),
         ]
         environment = os.environ | {
@@ -233,7 +178,7 @@ def soak_repeats(args: argparse.Namespace) -> bool:
         "seed": args.seed,
         "passed": sum(run["status"] == 0 for run in done),
         "failures": [failure for run in done for failure in run["failed"] or [run["summary"]] if run["status"]],
-        "tests": done[0]["summary"].split(",")[0],
+        "tests": int(done[0]["summary"].split()[0]),
         "seconds_each": round(sum(run["seconds"] for run in done) / len(done), 1),
     }
     print(*quotes({"repeats": section}), *section["failures"], sep="\n")

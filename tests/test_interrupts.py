@@ -14,7 +14,7 @@ from helpers import checkpoints, files, loading, results
 from helpers.errors import OutputError
 from tests import kills
 from tests.notebooks import ROOT
-from tests.soak import SOAK, quotes
+from tests.soak_record import SOAK, quotes
 
 # --- the fine-tune ------------------------------------------------------------------------------------------------------------
 
@@ -229,3 +229,5 @@ def test_the_page_quotes_what_the_soak_measured():
         assert found["ended_as_undisturbed"] == found["runs"] >= least and not found["faults"]
         assert set(found["by_phase"]) == set(kills.PHASES) and found["resumed"] and found["started_again"]
     assert soak["kills"]["sigkill"]["found_half_written"] > 0
+    repeats = soak["repeats"]
+    assert repeats["passed"] == repeats["repeats"] >= 50 and not repeats["failures"]
