@@ -20,7 +20,14 @@ def versions() -> dict[str, str]:
 
 
 def peak_rss() -> int:
-    """The most memory this process has held, in bytes (Linux counts it in KiB, macOS in bytes)."""
+    """The most memory this process has held, in bytes.
+
+    Linux: VmHWM of proc(5), since getrusage's ru_maxrss begins at what the parent held when it started this process. Elsewhere ru_maxrss
+    (macOS counts it in bytes, others in KiB).
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 

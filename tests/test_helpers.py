@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -290,6 +292,16 @@ def test_split_records_is_disjoint_and_seeded():
 def test_versions_and_peak_memory_are_real():
     assert results.versions()["transformers"] == transformers.__version__
     assert results.peak_rss() > 100e6
+
+
+def test_peak_memory_of_a_child_is_not_its_parents():
+    held = b"x" * 10**9
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from helpers import results; print(results.peak_rss())"
+    # a forked child, as Jupyter starts kernels, shares the parent's pages until it becomes another program
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True, preexec_fn=lambda: None
+    )
+    assert int(child.stdout) < results.peak_rss() - len(held) / 2
 
 
 def test_setup_prints_profile_and_versions(capsys):
