@@ -35,12 +35,18 @@ def set_style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "grid.alpha": 0.25,
-            "axes.formatter.min_exponent": 4,  # log axes say 0.2 and 100, and powers of ten only beyond 0.001 and 1,000
+            "axes.formatter.min_exponent": 5,  # log axes say 0.002 and 100; see powers_of_ten for those that reach farther
             "lines.linewidth": 2.0,
             "legend.frameon": False,
             "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
         }
     )
+
+
+def powers_of_ten(axis) -> None:
+    """Label a log axis that spans many decades with powers of ten, all of them."""
+    axis.set_major_formatter(lambda value, _: f"$10^{{{round(math.log10(value))}}}$")
+    axis.set_minor_formatter("")
 
 
 def in_notebook() -> bool:

@@ -80,6 +80,14 @@ def test_figures_can_be_read_on_a_phone(path):
             assert smallest * shrunk >= 4.9, f"cell {number}: letters of {smallest} points, {width} pixels wide"
 
 
+def test_the_palette_is_the_only_source_of_colours():
+    allowed = {"white", "black", "none", "gray", "grey"}
+    for path in NOTEBOOKS:
+        for cell in code_cells(path):
+            named = re.findall(r"(?<!face)(?<!edge)color=\"([^\"]+)\"", source(cell))
+            assert set(named) <= allowed, f"{path.name}: {named}"
+
+
 def test_the_hero_says_what_readme_and_notebook_say():
     scores, planned = build_hero.printed_scores(), build_hero.plans()
     described = Image.open(build_hero.HERO).text["Description"]
