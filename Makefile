@@ -31,7 +31,7 @@ test-colab-313: .venv-colab-313/ready  ## the same with Colab's torch and Python
 	$(GUARDED) $(COLAB313)/python -m pytest $(NBVAL) $(NOT_ABOUT_VERSIONS) notebooks tests
 
 # Without the conftest of tests/, which needs torch: .venv-book has none
-test-browser: book .venv/ready  ## the book in a real browser (Chromium, else skipped); screenshots in build/screenshots
+test-browser: book .venv/ready  ## the book and JupyterLab in a real browser (Chromium, else skipped); screenshots in build/screenshots
 	$(BOOK)/python -m pytest --confcutdir=tests/browser tests/browser $(ARGS)
 
 book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed, nothing fetched

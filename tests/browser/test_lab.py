@@ -1,0 +1,145 @@
+"""JupyterLab as `make lab` starts it, in a real browser: a notebook is opened, "Run All Cells" clicked, and the run watched to its end."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+
+from tests.browser.conftest import ROOT
+
+# The longest first; 06 to 08 are executed by nbval, like these
+NOTEBOOKS = [next((ROOT / "notebooks").glob(f"{number}_*.ipynb")).name for number in ("05", "01", "02", "03", "04")]
+LIMIT = 600  # seconds for one notebook, on a machine that has much else to do; an idle one takes two minutes for the longest
+SETTINGS = {
+    "notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # cells that are not in sight stay in the page, where they can be asked
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False},
+}
+# What the page holds while it runs: the signs that stand for a cell's state, and what its outputs show
+STATE = """() => {
+    const texts = (selector) => [...document.querySelectorAll('.jp-Notebook ' + selector)].map(node => node.textContent.trim());
+    const errors = texts('[data-mime-type="application/vnd.jupyter.error"]');
+    const bars = texts('[data-mime-type="application/vnd.jupyter.stderr"]').concat(texts('.widget-html-content'));
+    return {
+        errors, bars: bars.filter(text => /\\d+%\\|/.test(text)), stderr: bars,
+        prompts: texts('.jp-CodeCell .jp-InputArea-prompt'),
+        kernel: document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status,
+        figures: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')].filter(image => image.naturalWidth > 100).length,
+    };
+}"""
+
+
+def copy_of_the_checkout(folder):
+    """What git would commit of this checkout, without stored outputs, so that what is seen is what the run made."""
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """JupyterLab, its address and token, started by `make lab` in a copy of the checkout with settings of its own, ended at the end."""
+    if not (ROOT / ".venv" / "bin" / "jupyter").exists():
+        pytest.skip("JupyterLab is not installed: make .venv/ready")
+    copy, home, token = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
+    copy_of_the_checkout(copy)
+    for name, settings in SETTINGS.items():
+        path = home / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    (home / "config" / "jupyter_server_config.json").write_text('{"ServerApp": {"allow_root": true, "open_browser": false}}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")}
+    environment |= {
+        "JUPYTER_PORT": str(port),
+        "JUPYTER_TOKEN": token,
+        "QLORA_PROFILE": "tiny",
+        "PYTHONPATH": str(ROOT / "tests" / "guard"),
+    }
+    log = (home / "log").open("w")
+    command = ["make", "--assume-old=.venv/ready", "lab"]  # the copy's files are new, its .venv is the checkout's
+    server = subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5)  # noqa: S310
+                break
+            except OSError:
+                assert server.poll() is None, (home / "log").read_text()
+                time.sleep(0.5)
+        yield SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)  # make, the server, and with it the kernels
+            server.wait(30)
+
+
+def run_all(page, shots) -> list[dict]:
+    """Click Run, then Run All Cells, as a reader does; the states of the page, one a half second, until every cell has run or one failed."""
+    waiting = (
+        "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(node => node.textContent == '[ ]:')"
+    )
+    for _ in range(12):  # until the kernel has told its name, the click is taken and forgotten
+        page.wait_for_timeout(2000)
+        if not page.evaluate(waiting):
+            break
+        page.locator(".lm-MenuBar-itemLabel:text-is('Run')").click()
+        page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").click()
+    states, end = [], time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        states.append(page.evaluate(STATE))
+        now = states[-1]
+        done = all(prompt.strip("[]: *").isdigit() for prompt in now["prompts"])
+        if now["errors"] or (done and now["kernel"] == "idle"):
+            return states
+        page.wait_for_timeout(500)
+    page.screenshot(path=shots / "lab-failed.png")
+    pytest.fail(f"still running after {LIMIT} s: {states[-1]['prompts']}")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_run_all_cells(lab, browser, shots, name):
+    notebook = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    figures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    # a workspace of its own: JupyterLab would open the notebook before it again, too
+    page.goto(f"{lab.address}/lab/workspaces/{name[:2]}/tree/notebooks/{name}?token={lab.token}")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+    assert page.evaluate(STATE)["figures"] == 0
+    states = run_all(page, shots)
+    last = states[-1]
+    page.screenshot(path=shots / f"lab-{name.removesuffix('.ipynb')}.png")
+    for kernel in page.request.get(f"{lab.address}/api/kernels?token={lab.token}").json():
+        page.request.delete(f"{lab.address}/api/kernels/{kernel['id']}?token={lab.token}")
+    page.close()
+    assert not last["errors"], last["errors"][0]
+    seen = [at for at, cell in enumerate(cells, 1) if not cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert [int(prompt.strip("[]: ")) for prompt in last["prompts"]] == seen  # in order, and a folded cell shows no number
+    assert last["kernel"] == "idle" and last["figures"] == figures
+    assert not [text for text in last["stderr"] if "Warning" in text or "Traceback" in text]
+    assert any(state["kernel"] == "busy" for state in states)
+    if name.startswith("05"):
+        seen = {text for state in states for text in state["bars"]}
+        assert len(seen) >= 3, f"a training of a minute showed no bar that moves: {seen}"
