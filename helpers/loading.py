@@ -214,6 +214,7 @@ def load_adapter(base: FalconForCausalLM, folder: str | Path, profile: Profile) 
 def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) -> None:
     """AdapterError unless `folder` holds a sound safetensors adapter whose base name, revision and shapes are those of the profile."""
     folder = Path(folder)
+    files.clean(folder)  # a run killed between two renames left it aside
     try:
         adapter = json.loads((folder / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:

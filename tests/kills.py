@@ -5,6 +5,7 @@ imported helpers.training, so that the random moments fall into the run and not 
 folder where the adapter and results.json of an earlier run, with another seed, stand: what a user would lose.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -144,8 +145,9 @@ def strike(run: Run, phase: str, number: int, seconds: float, generator: random.
     }
     run.until(begins[phase])
     time.sleep(generator.random() * seconds)
-    if run.process.is_alive():
-        os.kill(run.process.pid, number)
+    with contextlib.suppress(ProcessLookupError):  # it had ended; the caller sees that
+        if run.process.is_alive():
+            os.kill(run.process.pid, number)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -124,8 +124,15 @@ def test_generated_ids_end_with_the_end_token_or_at_the_limit(base, tokenizer):
 def test_generate_leaves_the_model_as_it_was_even_after_an_error(base, tokenizer):
     base.train()
     base.config.use_cache = False
-    with pytest.raises(ValueError):
-        prompting.generate(base, tokenizer, ["hello"], -1, 1, progress=False)
+
+    def run_out_of_memory(*_):
+        assert not base.training
+        raise RuntimeError("out of memory")
+
+    hook = base.lm_head.register_forward_pre_hook(run_out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        prompting.generate(base, tokenizer, ["hello"], 4, 1, progress=False)
+    hook.remove()
     assert base.training
     assert base.config.use_cache is False
     assert prompting.generate(base, tokenizer, [], 4, 1, progress=False) == []

@@ -199,6 +199,13 @@ def test_a_new_adapter_takes_the_record_of_the_one_before_with_it(base, tiny, tm
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_an_adapter_that_a_killed_run_left_aside_is_found_again(base, tiny, tmp_path):
+    folder = loading.save_adapter(loading.attach_lora(base, tiny), tmp_path / "adapter")
+    folder.rename(tmp_path / "adapter.999999999.old")
+    loading.check_adapter(folder, tiny, base.config)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_results_that_cannot_be_written_are_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="results.json could not be written to .*: make room"):

@@ -24,7 +24,7 @@ def sections(path, code: bool = True) -> dict[str, str]:
     for cell in read(path)["cells"]:
         for line in source(cell).splitlines():
             if cell["cell_type"] == "markdown" and re.match(r"#+ ", line):
-                anchor = line.lstrip("#").strip().replace(" ", "-")
+                anchor = line.lstrip("#").strip().replace("`", "").replace(" ", "-")
                 assert anchor not in found, f"two headings {anchor!r} in {path.name}: a link to the second cannot be had"
                 found[anchor] = line
             elif anchor and (code or cell["cell_type"] == "markdown"):

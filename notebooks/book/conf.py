@@ -58,7 +58,6 @@ def at_home(text: str, folder: Path) -> str:
 
     def replace(link: re.Match) -> str:
         picture, words, path, anchor = link.groups(default="")
-        anchor = anchor.replace("`", "")  # the name of a heading is its text alone
         target = (folder / path).resolve()
         if not target.exists():
             raise FileNotFoundError(f"{folder.name}: the link to {path} leads nowhere: correct it")
