@@ -29,6 +29,7 @@ extensions = ["myst_nb"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in what a cell displays, too
 myst_enable_extensions = ["dollarmath", "attrs_inline", "html_image"]
 myst_heading_anchors = 3
 myst_heading_slug_func = methodcaller("replace", " ", "-")  # links in notebooks name headings as Jupyter does
