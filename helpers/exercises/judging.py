@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from helpers.errors import WrongAnswer
+from helpers.errors import TutorialError, WrongAnswer
 
 JUDGES: dict[str, Callable[[object], str]] = {}  # "01.1" -> what judges the answer; returns what to say of a right one
 
@@ -107,6 +107,17 @@ def as_mapping(answer: object, keys: Iterable, what: str) -> dict:
     if any(answer[key] is ... for key in keys):
         raise Open
     return {key: answer[key] for key in keys}
+
+
+def judge_error(answer: object, kind: type[TutorialError], words: str, nothing: str, foreign: str, other: str) -> None:
+    """Whether `answer` is a caught error of `kind` that says `words`; else why not: `nothing` was raised, a `foreign` error, or an `other`."""
+    expect(
+        not isinstance(answer, str), f"that is only a text: give the error itself, as `except {kind.__name__} as error` caught it"
+    )
+    expect(not isinstance(answer, type), "that is the class: give the error that was raised")
+    expect(isinstance(answer, BaseException), f"that is a {type(answer).__name__}, so nothing went wrong: {nothing}")
+    expect(isinstance(answer, TutorialError), f"that is a {type(answer).__name__} of another library: {foreign}")
+    expect(isinstance(answer, kind) and words in str(answer), f"that error is about something else: {other}")
 
 
 def call(function: object, *arguments: object) -> object:

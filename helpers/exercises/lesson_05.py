@@ -3,8 +3,8 @@
 import json
 
 from helpers import evaluation, memory
-from helpers.errors import DataError, TutorialError
-from helpers.exercises.judging import as_number, as_tuple, as_whole_number, call, exercise, expect, judge_number
+from helpers.errors import DataError
+from helpers.exercises.judging import as_number, as_tuple, as_whole_number, call, exercise, expect, judge_error, judge_number
 from helpers.profiles import PROFILES
 
 
@@ -57,16 +57,14 @@ def base_is_still_there(answer: object) -> str:
 @exercise("05.3")
 def misspelt_column(answer: object) -> str:
     """The error that reading a file with a misspelt column raises."""
-    expect(not isinstance(answer, str), "that is only a text: give the error itself, as `except DataError as error` caught it")
-    expect(not isinstance(answer, type), "that is the class: give the error that was raised")
-    expect(
-        isinstance(answer, BaseException), f"that is a {type(answer).__name__}, so nothing went wrong: is the column misspelt?"
+    judge_error(
+        answer,
+        DataError,
+        "column",
+        nothing="is the column misspelt?",
+        foreign="let records.read_records read the file",
+        other="it does not name a column; read its sentence, and repair that first",
     )
-    expect(
-        isinstance(answer, TutorialError), f"that is Python's own {type(answer).__name__}: let records.read_records read the file"
-    )
-    about_column = isinstance(answer, DataError) and "column" in str(answer)
-    expect(about_column, "that error is about something else than a column: read its sentence, and repair that first")
     return "it names the row, the column, and what to write instead"
 
 

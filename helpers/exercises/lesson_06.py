@@ -3,8 +3,8 @@
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from helpers.errors import AdapterError, TutorialError
-from helpers.exercises.judging import as_mapping, as_number, call, exercise, expect, judge_tensor
+from helpers.errors import AdapterError
+from helpers.exercises.judging import as_mapping, as_number, call, exercise, expect, judge_error, judge_tensor
 
 
 @exercise("06.1")
@@ -35,14 +35,14 @@ def rank_that_is_needed(answer: object) -> str:
 @exercise("06.3")
 def misspelt_adapter(answer: object) -> str:
     """The error that a mixed batch with an unknown name raises."""
-    expect(not isinstance(answer, str), "that is only a text: give the error itself, as `except AdapterError as error` caught it")
-    expect(not isinstance(answer, type), "that is the class: give the error that was raised")
-    expect(isinstance(answer, BaseException), "nothing was raised: is the name one that the model does not have?")
-    expect(
-        isinstance(answer, TutorialError), f"that is a {type(answer).__name__} of another library: call adapters.generate_mixed"
+    judge_error(
+        answer,
+        AdapterError,
+        "there is no adapter",
+        nothing="is the name one that the model does not have?",
+        foreign="call adapters.generate_mixed",
+        other="not an unknown name; read its sentence",
     )
-    unknown = isinstance(answer, AdapterError) and "there is no adapter" in str(answer)
-    expect(unknown, "that error is about something else than an unknown name: read its sentence")
     return "unchecked, the row would have gone to the bare base without a word"
 
 
