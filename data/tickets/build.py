@@ -1,15 +1,18 @@
-"""Write data/tickets: customer messages with the JSON ticket and the short reply that belong to each. Seeded, standard library only.
+"""Write data/tickets: customer messages with the JSON ticket and the short reply of each.
 
-python data/build_tickets.py            rewrites the four splits; the same seed gives the same bytes
+`python data/tickets/build.py` rewrites the four splits; the same seed gives the same bytes.
 """
 
 import argparse
 import json
 import random
+import sys
 import zlib
 from pathlib import Path
 
-from grammar import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.tickets.grammar import (
     CLOSINGS,
     FACT_OPENERS,
     FRAMES,
@@ -23,7 +26,7 @@ from grammar import (
     WISH_OPENERS,
 )
 
-FOLDER = Path(__file__).resolve().parent / "tickets"
+FOLDER = Path(__file__).resolve().parent
 SIZES = {"train": 2400, "validation": 200, "test": 300, "test_reworded": 300}
 QUESTIONS = ("Can ", "Could ", "May ", "Is ", "How ")
 ORDER_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # no I and no O, which look like digits
@@ -44,11 +47,12 @@ DEADLINE = {"high": "today", "normal": "this week", "low": "this month"}
 def requests(intent: str, key_phrases: dict) -> list[str]:
     """All requests of an intent: every opener with every key phrase that it can introduce."""
     wishes, facts = key_phrases[intent]
-    return [f"{o} {k}" for o in WISH_OPENERS for k in wishes] + [f"{o} {k}" for o in ("", *FACT_OPENERS) for k in facts]
+    found = [f"{opener} {key}" for opener in WISH_OPENERS for key in wishes]
+    return found + [f"{opener} {key}" for opener in ("", *FACT_OPENERS) for key in facts]
 
 
 def split_of(request: str) -> str:
-    """The split a request belongs to, by a stable hash: 80% train, 8% validation, 12% test. So no two splits share a request."""
+    """The one split that has a request, by a hash: 80% train, 8% validation, 12% test."""
     bucket = zlib.crc32(request.encode()) % 100
     return "train" if bucket < 80 else "validation" if bucket < 88 else "test"
 
@@ -67,7 +71,9 @@ def sentence_case(text: str) -> str:
 
 
 def compose(rng: random.Random, request: str, product: str, order: str, urgency: str) -> str:
-    """One message: greeting, request with order id, urgency and small talk in varying order, closing."""
+    """One message: greeting, request with order id, urgency and small talk in varying order,
+    closing.
+    """
     mark = "?" if request.startswith(QUESTIONS) else "."
     body = [rng.choice(FRAMES).format(r=request.format(p=product).strip(), m=mark, o=order)]
     for part in (urgency, rng.choice(SMALL_TALK)):
@@ -78,16 +84,16 @@ def compose(rng: random.Random, request: str, product: str, order: str, urgency:
 
 
 def misspell(rng: random.Random, message: str, protected: tuple[str, ...]) -> str:
-    """Swap, drop or double one letter in one word of at least five letters which is not part of a `protected` string."""
+    """Swap, drop or double a letter of one word of five letters or more, none of `protected`."""
     keep = {word for text in protected for word in text.split()}
     words = message.split(" ")
-    places = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha() and word not in keep]
+    long = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
+    places = [i for i in long if words[i] not in keep]
     if places:
         at = rng.choice(places)
         word, i = words[at], rng.randrange(1, len(words[at]) - 2)
-        words[at] = rng.choice(
-            (word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:])
-        )
+        swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        words[at] = rng.choice((swapped, word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:]))
     return " ".join(words)
 
 
@@ -96,13 +102,15 @@ def make_row(rng: random.Random, intent: str, split: str) -> dict[str, str]:
     reworded = split == "test_reworded"
     pool = requests(intent, HELD_OUT_KEY_PHRASES if reworded else KEY_PHRASES)
     request = rng.choice(pool if reworded else [r for r in pool if split_of(r) == split])
-    product, order, level = rng.choice(PRODUCTS), order_id(rng), rng.choice(("high", "normal", "low"))
+    product, order = rng.choice(PRODUCTS), order_id(rng)
+    level = rng.choice(("high", "normal", "low"))
     phrase = rng.choice((HELD_OUT_URGENCY if reworded else URGENCY)[level])
     message = compose(rng, request, product, order, phrase)
     if reworded and rng.random() < 0.5:
         message = misspell(rng, message, (product, order))
-    ticket = json.dumps({"intent": intent, "product": product, "order": order, "urgency": level}, separators=(",", ":"))
-    reply = f"Thank you for writing. We will {REMEDY[intent].format(p=product)} from order {order} {DEADLINE[level]}."
+    fields = {"intent": intent, "product": product, "order": order, "urgency": level}
+    ticket, remedy = json.dumps(fields, separators=(",", ":")), REMEDY[intent].format(p=product)
+    reply = f"Thank you for writing. We will {remedy} from order {order} {DEADLINE[level]}."
     return {"message": message, "ticket": ticket, "reply": reply}
 
 
@@ -121,8 +129,10 @@ def build(split: str, size: int) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # --help, and no option: anything else is refused
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # knows --help only
     for split, size in SIZES.items():
         path = FOLDER / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in build(split, size)), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in build(split, size)), encoding="utf-8"
+        )
         print(f"{path.name}: {size} rows")

@@ -1,0 +1,120 @@
+"""Draw data/hero/hero.png, README's first figure: the tiny Falcon before and after, and memory.
+
+`python data/hero/build.py`. The scores are those that notebook 05 printed when it was last
+executed; the bars of memory are the planner's prediction. Nothing is typed here. The picture's
+description (a PNG text field) is README's alternative text for it; a test holds the two together.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import matplotlib.pyplot as plt
+
+from helpers import memory, plotting
+from helpers.environment import ROOT
+from helpers.profiles import FALCON_7B
+
+HERO = Path(__file__).resolve().parent / "hero.png"
+NOTEBOOK = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
+METHODS = {"full": "full\nfine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+PARTS = {  # what is drawn as one part of a bar
+    "weights": (("weights", "constants", "rest", "casts", "workspace"), plotting.BLUE),
+    "gradients, optimizer": (("gradients", "optimizer", "adapter"), plotting.ORANGE),
+    "activations and the rest": ((), plotting.GREEN),  # what the two above leave
+}
+
+
+def printed_scores(notebook: Path = NOTEBOOK) -> dict[str, tuple[float, float, float]]:
+    """Score: (before, after, after on new wordings) of the table in the stored outputs.
+
+    LookupError if there is none.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    printed = "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", []))
+    share = r" +([01]\.\d{3})"
+    rows = re.findall(rf"^(\w+){share}{share}{share}$", printed, re.MULTILINE)
+    if not rows:
+        raise LookupError(f"{notebook.name} holds no table of scores: run `make refresh ONLY=05`")
+    return {name: tuple(map(float, numbers)) for name, *numbers in rows}
+
+
+def plans() -> dict[str, memory.MemoryPlan]:
+    """Falcon-7b trained on a T4, one example of 512 tokens, for each method."""
+    config, profile = memory.known_config(FALCON_7B), memory.gpu_profile(FALCON_7B, "T4", 1, 512)
+    return {method: memory.plan(config, profile, method) for method in METHODS}
+
+
+def percent(share: float) -> str:
+    """Cut rather than rounded, as on the bars."""
+    return f"{math.floor(100 * share)}%"
+
+
+def describe(scores: dict, planned: dict) -> str:
+    """The figure in words, for readers who do not see it."""
+    before, after, reworded = map(percent, scores["exact_match"])
+    sizes = [f"{planned[key].total / 1e9:.0f} GB with {name}" for key, name in METHODS.items()]
+    return (
+        f"Left: the tiny Falcon writes {before} of unseen tickets exactly before fine-tuning, "
+        f"{after} after, {reworded} when the wording is new. Right, predicted: training "
+        f"Falcon-7b takes {', '.join(sizes)}; a T4 has {memory.capacity('T4') / 1e9:.0f} GB, some "
+        "of which must stay free."
+    ).replace("\n", " ")
+
+
+def draw_memory(axes, planned: dict) -> None:
+    """A stacked bar (GB) for each method, its total beside it, and a line for a T4's memory."""
+    for row, plan in enumerate(planned.values()):
+        left = 0.0
+        for name, (members, color) in PARTS.items():
+            width = sum(getattr(plan, member) for member in members) / 1e9
+            width = width or plan.total / 1e9 - left
+            axes.barh(row, width, left=left, color=color, label=None if row else name)
+            left += width
+        axes.text(left + 0.6, row, f"{plan.total / 1e9:.0f} GB", va="center")
+    card = memory.capacity("T4") / 1e9
+    axes.axvline(card, color="black", linewidth=1, linestyle="--", zorder=0)
+    axes.text(card + 0.6, len(planned) - 0.55, "T4")
+    axes.set_yticks(range(len(planned)), [METHODS[method] for method in planned])
+    axes.set(xlim=(0, 1.25 * planned["full"].total / 1e9), ylim=(len(planned) - 0.3, -0.6))
+    axes.set(title="In 4 bits, Falcon-7b trains on a T4", xlabel="predicted memory (GB)")
+    axes.grid(axis="y", visible=False)
+    axes.legend(fontsize=10, loc="lower right")
+
+
+def draw(scores: dict, planned: dict) -> plt.Figure:
+    """The figure: scores on the left, memory on the right."""
+    plotting.set_style()
+    options = {"figsize": (8.8, 4.0), "width_ratios": (1, 1.1), "layout": "constrained"}
+    figure, (left, right) = plt.subplots(1, 2, **options)
+    shown = {"valid\nJSON": "valid_json", "exact\nticket": "exact_match", "urgency": "urgency"}
+    columns = zip(*(scores[name] for name in shown.values()), strict=True)
+    groups = dict(zip(("before", "after", "new wording"), columns, strict=True))
+    plotting.draw_grouped_bars(left, list(shown), groups)
+    before, after, _ = map(percent, scores["exact_match"])
+    left.set(title=f"Exact tickets: {before} before, {after} after")
+    left.set(ylabel="share of unseen messages")
+    draw_memory(right, planned)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
+    scores, planned = printed_scores(), plans()
+    fits = planned["qlora"].total < memory.capacity("T4") < planned["full"].total
+    assert fits, "the right title says so"
+    figure, words = draw(scores, planned), describe(scores, planned)
+    figure.savefig(HERO, dpi=130, metadata={"Description": words, "Software": None})
+    print(words)
+
+
+if __name__ == "__main__":
+    main()

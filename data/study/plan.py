@@ -1,0 +1,109 @@
+"""Which runs the study has, and how each gets its learning rate: what was tuned, what was not."""
+
+import pandas as pd
+
+from data.study.skew import SKEWED
+from helpers.errors import DataError
+from helpers.study import GRID, STEPS, Run, runs
+
+GRID_SEEDS = (100, 101)  # used nowhere else: the grid must not choose by luck
+SEEDS = {"grid": GRID_SEEDS, "few-data": range(3), "recovers-more": range(2)}  # others: 5
+WIDER = 2.7e-2  # a sixth learning rate, where the fifth is the best of five
+COARSE = (3e-4, 1e-3, 3e-3)  # a shorter grid, of one seed
+TEXT_RATE, TEXT_STEPS = 1e-3, 60  # general text: not tuned; two and a half passes
+# "recovers-more": the 16-bit base and NF4 + DQ, as in "recovers" but for this.
+OTHER_TEXT = [{"learning_rate": 3e-4}, {"learning_rate": 3e-3}, {"rank": 4}, {"rank": 64}]
+OTHER_TEXT += [{"steps": 180}]
+BIAS_STEPS = 600  # a bias is learnt later than the tickets
+# What differs from adapters of rank 16 on all linear layers, 300 steps, all 2,400 tickets:
+FULL = [{"method": "full", "format": format} for format in ("fp32", "bf16")]
+LORA = [{"method": "lora", "format": f} for f in ("bf16", "nf4+dq", "nf4", "fp4", "int4")]
+QLORA = LORA[1]
+# peft computes PiSSA from the weights themselves: it starts from the 16-bit base. LoftQ: GPU only.
+VARIANTS = [QLORA | {"method": method} for method in ("rslora", "dora", "loraplus")]
+VARIANTS += [{"method": "pissa", "format": "bf16"}]
+RANKS = [QLORA | {"rank": rank} for rank in (1, 4, 64)]
+# Rank 16, and the rank that makes 122,880 parameters of it, as rank 16 on all linear layers does.
+EQUAL_PARAMETERS = {"query_key_value": 80, "attention": 48, "mlp": 24}
+TARGETS = [QLORA | {"targets": t, "rank": r} for t, n in EQUAL_PARAMETERS.items() for r in (16, n)]
+TUNED = [*FULL, *LORA, *RANKS[1:], *TARGETS[:2], VARIANTS[0]]  # on the whole grid
+COARSELY = VARIANTS[1:]  # on COARSE; everything else has the rate of plain QLoRA: borrowed
+FEW = (50, 100, 200, 500, 2000)
+EXPERIMENTS = ["grid", "methods", "recovers", "recovers-more", "targets", "rank"]
+EXPERIMENTS += ["few-data", "bias", "variants"]
+
+
+def complete(settings: dict) -> dict:
+    """Settings with everything they leave out."""
+    adapters = {"targets": "", "rank": 0} if settings["method"] == "full" else {}
+    defaults = {"targets": "all", "rank": 16, "examples": 2400, "data": "tickets"}
+    return defaults | adapters | settings
+
+
+def grid_losses(stored: pd.DataFrame, settings: dict) -> pd.Series:
+    """Mean validation loss of the grid's runs, by learning rate."""
+    wanted = {"experiment": "grid"} | complete(settings)
+    chosen = stored[(stored[list(wanted)] == list(wanted.values())).all(axis=1)]
+    return chosen.groupby("learning_rate").validation_loss.mean()
+
+
+def grid_rates(stored: pd.DataFrame, settings: dict) -> tuple[float, ...]:
+    """GRID, and WIDER where GRID's last rate is its best; COARSE for what is tuned COARSELY."""
+    if settings in COARSELY:
+        return COARSE
+    losses = grid_losses(stored, settings)
+    at_the_edge = set(losses.index) >= set(GRID) and losses[list(GRID)].idxmin() == GRID[-1]
+    return (*GRID, WIDER) if at_the_edge else GRID
+
+
+def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
+    """The rate with the least of `grid_losses`; DataError if the grid lacks one."""
+    losses = grid_losses(stored, settings)
+    if not set(losses.index) >= set(grid_rates(stored, settings)):
+        raise DataError(f"the grid lacks runs of {settings}: run data/study/study.py first")
+    return float(losses.idxmin())
+
+
+def cells(name: str, stored: pd.DataFrame) -> list[tuple[dict, float]]:
+    """The settings of an experiment, each with its learning rate."""
+
+    def tuned(settings: dict, **changes) -> tuple[dict, float]:
+        return settings | changes, best_learning_rate(stored, settings)
+
+    if name == "grid":
+        every = (*TUNED, *COARSELY)
+        return [(settings, rate) for settings in every for rate in grid_rates(stored, settings)]
+    if name in ("rank", "targets"):  # at their own rate where they have one, and at the borrowed
+        chosen, borrowed = RANKS if name == "rank" else TARGETS, best_learning_rate(stored, QLORA)
+        return [tuned(s) for s in chosen if s in TUNED] + [(s, borrowed) for s in chosen]
+    if name == "recovers":
+        return [(settings | {"data": "text"}, TEXT_RATE) for settings in LORA]
+    if name == "recovers-more":
+        every = [s | {"data": "text"} | other for other in OTHER_TEXT for s in LORA[:2]]
+        return [(settings, settings.pop("learning_rate", TEXT_RATE)) for settings in every]
+    if name == "few-data":
+        return [tuned(s, examples=n) for n in FEW for s in (FULL[0], LORA[0], QLORA)]
+    if name == "bias":
+        return [tuned(QLORA, data=data) for data in SKEWED]
+    if name in ("methods", "variants"):
+        return [tuned(s) for s in ((*FULL, *LORA) if name == "methods" else VARIANTS)]
+    raise DataError(f"there is no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
+
+
+def plan(name: str, stored: pd.DataFrame) -> list[Run]:
+    """The runs of an experiment; all but "grid" find their rates in the grid's rows in `stored`."""
+    planned = []
+    for settings, rate in cells(name, stored):
+        seeds = SEEDS.get(name, range(5))
+        seeds = seeds[:1] if name == "grid" and settings in COARSELY else seeds
+        settings = complete(settings)
+        steps = {"tickets": STEPS, "text": TEXT_STEPS}.get(settings["data"], BIAS_STEPS)
+        settings = {"steps": steps, "learning_rate": rate} | settings
+        planned += [Run(name, seed=seed, **settings) for seed in seeds]
+    return list(dict.fromkeys(planned))
+
+
+def missing(name: str, stored: pd.DataFrame) -> list[Run]:
+    """The runs of an experiment that `stored` does not hold."""
+    done = set(runs(stored))
+    return [run for run in plan(name, stored) if run not in done]
