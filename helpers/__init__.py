@@ -1,6 +1,7 @@
-"""Shared loading, prompting and training code of the notebooks. Imports run downwards: see the module docstrings.
+"""Shared loading, prompting and training code of the notebooks; imports run downwards, see README.
 
-Three messages of the libraries say nothing that a reader could act on; each is silenced here, by its text, before its library loads.
+Three messages of the libraries say nothing that a reader could act on; each is silenced here, by
+its text, before its library loads.
 """
 
 import logging
@@ -8,9 +9,9 @@ import warnings
 
 # bitsandbytes looks for an optional CPU inference kernel of another package; nothing here uses it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# On a CPU there is no memory to page to: the optimizer is the same without. Notebook 03 shows what paging does where it does something.
-warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+# On a CPU there is no memory to page to: the optimizer is the same without. See notebook 03.
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 # peft 0.21 calls transformers by former names.
 warnings.filterwarnings(
-    "ignore", message="`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated", category=FutureWarning
+    "ignore", message="`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"
 )

@@ -1,161 +1,203 @@
-"""Checkpoints that are proven sound, and the clean stop on Ctrl-C. Imports files, processes, profiles and errors."""
+"""What a long run needs around the Trainer: checkpoints that are proven complete, a clean stop,
+progress.
+
+A checkpoint counts only with its marker, which is written last and holds every file's hash."""
 
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from tqdm import tqdm
+from transformers import TrainerCallback
 
-from helpers import files, processes
-from helpers.errors import CheckpointError
-from helpers.files import writing
+from helpers import plotting
+from helpers.environment import flush, write_text
+from helpers.errors import TutorialError
 from helpers.profiles import Profile
 
-MARKER = "complete.json"  # written last into a checkpoint: what makes it sound
+MARKER = "complete.json"
+SKIPPED = 25  # float16 steps in a row without finite gradients: loss scaling halves and skips them
 
 
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> str:
-    """A hash of all that decides a run's numbers: profile, seed, encoded examples. A checkpoint of another identity is not resumed."""
-    digest = hashlib.sha256(json.dumps([asdict(profile), seed]).encode())
-    for row in encoded:
-        digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    """A hash of all that decides a run's numbers, its length and save interval left out."""
+    decides = asdict(replace(profile, max_steps=1, save_steps=1))
+    digest = hashlib.sha256(json.dumps([decides, seed]).encode())
+    for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
+        digest.update(json.dumps([ids, labels]).encode())
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def whole_or_gone(folder: Path) -> Iterator[None]:
-    """If writing the checkpoint `folder` fails while this is active, no half of it is left behind. OutputError for what the disk refuses."""
-    with writing(folder):
-        try:
-            yield
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+def share(profile: Profile, size: int) -> Profile:
+    """The profile of one of `size` processes, so that together they take the same examples a step.
+
+    Accumulation is shared first, which costs no memory and no speed, then the micro-batch.
+    TutorialError if that does not come out even."""
+    shared = math.gcd(profile.accumulation, size)
+    micro_batch, rest = divmod(profile.micro_batch, size // shared)
+    if rest:
+        batch = profile.micro_batch * profile.accumulation
+        even = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise TutorialError(
+            f"{size} processes cannot share the {batch} examples of a step of profile "
+            f"{profile.name!r} evenly: start one of {', '.join(map(str, even))} processes"
+        )
+    return replace(profile, accumulation=profile.accumulation // shared, micro_batch=micro_batch)
 
 
-def seal(folder: Path, identity: str, **more) -> None:
-    """Write the marker of a checkpoint: its run's identity, every file's hash, and what else is to be remembered. OutputError if it cannot be."""
-    with whole_or_gone(folder):
-        (folder / MARKER).unlink(missing_ok=True)
-        hashes = {}
-        for path in sorted(folder.iterdir()):
-            files.flush(path)
-            hashes[path.name] = files.sha256(path)
-        files.write_text(folder / MARKER, json.dumps({"identity": identity, "files": hashes, **more}))
+def sha256(path: Path) -> str:
+    """sha256 of a file that need not fit in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class SoundCheckpoints(TrainerCallback):
-    """After each save, write a marker with the run's identity and every file's hash. A save that was cut off has no valid marker.
-
-    Of several processes the first writes the marker, when all have written what is theirs.
-    """
-
-    def __init__(self, identity: str):
-        self.identity = identity
-
-    def on_save(self, args, state, control, **kwargs):
-        processes.wait_for_all()
-        if not state.is_world_process_zero:
-            return
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
-
-
-class SafeTrainer(Trainer):
-    """A Trainer that tells in one sentence that a checkpoint could not be written, and leaves no half of it."""
-
-    def _save_checkpoint(self, *args, **kwargs):
-        with whole_or_gone(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
-            super()._save_checkpoint(*args, **kwargs)
-
-
-class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A second one stops at once.
-
-    Of several processes, all stop after the same step as soon as one of them was asked to.
-    """
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self.in_main_thread = threading.current_thread() is threading.main_thread()
-        if self.in_main_thread:
-            self.previous = signal.signal(signal.SIGINT, self.ask)
-        return self
-
-    def __exit__(self, *exception):
-        if self.in_main_thread:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def ask(self, *signal_and_frame):
-        self.asked = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.asked = processes.any_of(self.asked, args.device)
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-        return control
+def mark_complete(folder: Path, identity: str, **more) -> None:
+    """Write a checkpoint's marker: its run's identity, every file's hash, what else is to be
+    known."""
+    (folder / MARKER).unlink(missing_ok=True)
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        flush(path)
+    hashes = {path.name: sha256(path) for path in paths}
+    write_text(folder / MARKER, json.dumps({"identity": identity, "files": hashes, **more}))
 
 
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
-        marker = json.loads((checkpoint / MARKER).read_text())
-        return all(files.sha256(checkpoint / name) == value for name, value in marker["files"].items())
+        files = json.loads((checkpoint / MARKER).read_text())["files"]
+        return all(sha256(checkpoint / name) == value for name, value in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def by_step(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, sound or not, newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def discard_unsound(folder: Path) -> None:
-    """Delete what killed runs left in a folder of checkpoints. The Trainer deletes the oldest checkpoints, not asking which are sound: half
-    a checkpoint would take the place of a good one.
-    """
-    for left in folder.glob("checkpoint-*.part"):
-        files.remove(left)
-    for checkpoint in by_step(folder):
-        if not is_sound(checkpoint):
-            files.discard(checkpoint)
+def remove_all(folder: Path) -> None:
+    """Delete a folder of checkpoints. It loses its name first: half of it is never taken for
+    sound."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
 
 
-def newest_checkpoint(output: Path, identity: str) -> Path | None:
-    """The newest sound checkpoint of this run, None if there is none; CheckpointError if the newest sound one is of another run."""
-    for folder in by_step(output / "checkpoints"):
-        if is_sound(folder):
-            if json.loads((folder / MARKER).read_text())["identity"] != identity:
-                raise CheckpointError(
-                    f"{folder.name} in {str(output)!r} belongs to a run with another profile, seed or data: choose another --output, or start anew without --resume"
-                )
-            return folder
-    return None
+def newest_checkpoint(folder: Path, identity: str, remove: bool = False) -> Path | None:
+    """The newest sound checkpoint in `folder`; None if there is none.
+
+    `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
+    sound. TutorialError if the newest sound one is of another run."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\D+-\d+", path.name)]
+    sound = [path for path in sorted(found, key=step_of, reverse=True) if is_sound(path)]
+    if sound and json.loads((sound[0] / MARKER).read_text())["identity"] != identity:
+        raise TutorialError(
+            f"{sound[0].name} belongs to a run with another profile, seed or data: choose another "
+            "output folder, or start anew without resuming"
+        )
+    for path in set(found) - set(sound) if remove else ():
+        shutil.rmtree(path)
+    return sound[0] if sound else None
 
 
-def cut_off(trainer: Trainer) -> bool:
-    """Whether a sound checkpoint of this very run, from before its last step, lies in its folder: what `train(resume=True)` goes on from.
+class Checkpoints(TrainerCallback):
+    """After each save the first process writes the marker, when all have written what is theirs."""
 
-    A finished run, or one with another profile, seed or data, was not cut off: it starts anew.
-    """
-    identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
-    try:
-        newest = newest_checkpoint(Path(trainer.args.output_dir).parent, identity)
-    except CheckpointError:
-        return False
-    return newest is not None and step_of(newest) < trainer.args.max_steps
+    def __init__(self, identity: str):
+        self.identity = identity
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A
+    second one stops at once. Of several processes all stop after the same step."""
+
+    asked, previous = False, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self.ask)
+
+    def ask(self, *signal_and_frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            self.asked = any(gather_object([self.asked]))
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def release(self) -> None:
+        """Give Ctrl-C back to whoever had it before training."""
+        if self.previous:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+class StopOnDivergence(TrainerCallback):
+    """TutorialError at the first step whose loss is not a finite number, before it is saved."""
+
+    skipped = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        finite = math.isfinite(logs.get("grad_norm", 0.0))
+        self.skipped = 0 if finite else self.skipped + 1
+        allowed = SKIPPED if args.fp16 else 1
+        if not math.isfinite(logs["loss"]) or self.skipped >= allowed:
+            raise TutorialError(
+                f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
+                "the "
+                f"norm {logs.get('grad_norm')}: lower the learning rate ({args.learning_rate:g}), "
+                f"lengthen the warm-up ({args.warmup_steps} steps)"
+                + (", or take a card with bfloat16" if args.fp16 else "")
+            )
+
+
+class Progress(TrainerCallback):
+    """A bar in a terminal, a live figure in a notebook, each with the minutes that are left."""
+
+    bar = live = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began, self.first = time.monotonic(), state.global_step
+        if not state.is_world_process_zero:
+            return
+        if plotting.in_notebook():
+            self.live = plotting.LiveLoss(state.max_steps)
+        else:
+            self.bar = tqdm(total=state.max_steps, initial=self.first, desc="training", unit="step")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+        elif self.live:
+            done = state.global_step - self.first
+            seconds = (time.monotonic() - self.began) / max(done, 1)
+            self.live.update(state.log_history, seconds * (state.max_steps - state.global_step))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.live:
+            self.live.update(state.log_history, None)
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, so that what is printed next begins on a line of its own."""
+        with contextlib.suppress(AttributeError):
+            self.bar.close()

@@ -1,99 +1,261 @@
-"""Where a notebook runs and what it lacks there. Imports errors; else the standard library alone, since it runs before anything is installed.
+"""Where a notebook runs, what is missing there, and files that are written whole or not at all.
 
-The setup cell calls `prepare`; notebook 05 asks `runs_folder` where checkpoints go.
-"""
+The setup cell imports this before anything is installed: only the standard library at the top."""
 
-import importlib
+import argparse
+import contextlib
 import importlib.util
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from helpers.errors import SetupError
+from helpers.errors import TutorialError
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
 NEEDED = (
-    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "loralib",
-    "einops", "matplotlib", "numpy", "safetensors", "psutil", "tqdm",
-)  # fmt: skip
-# The first of these variables that is set tells the place; each is set by the place itself.
-PLACES = {
+    *PACKAGES,
+    "loralib",
+    "einops",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "psutil",
+    "tqdm",
+)
+PLACES = {  # each sets one of these variables itself; the first that is found tells the place
     "Colab": ("COLAB_RELEASE_TAG", "COLAB_GPU", "COLAB_JUPYTER_IP"),
     "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
     "VS Code": ("VSCODE_PID", "VSCODE_CWD", "VSCODE_IPC_HOOK_CLI"),
     "Jupyter": ("JPY_SESSION_NAME", "JPY_PARENT_PID"),
 }
-HOSTED = ("Colab", "Kaggle")  # rented for the session: packages may be added to their Python without asking
-VERSION = re.compile(r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?")  # what pip can read
+HOSTED = ("Colab", "Kaggle")  # rented: packages may be added to their Python without asking
+# A version that pip can read
+VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 
 
 def place() -> str:
-    """ "Colab", "Kaggle", "VS Code", "Jupyter" or "Python", by environment variables."""
-    for name, variables in PLACES.items():
-        if any(os.environ.get(variable) for variable in variables):
-            return name
-    return "Python"
-
-
-def pins() -> dict[str, str]:
-    """The tested version of each package in requirements.txt, as pip takes it: {"einops": "einops==0.8.2", ...}."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return {line.split("==")[0]: line.strip() for line in lines if "==" in line and not line.startswith("#")}
+    """Colab, Kaggle, VS Code, Jupyter or Python, by environment variables."""
+    return next((name for name, keys in PLACES.items() if any(map(os.environ.get, keys))), "Python")
 
 
 def missing() -> list[str]:
-    """Pins of the needed packages that cannot be found; nothing is imported, nothing is looked up on the network."""
-    tested = pins()
-    return [tested[name] for name in NEEDED if importlib.util.find_spec(name) is None]
+    """Pins ("einops==0.8.2") of the needed packages that cannot be found; nothing is imported."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = {line.split("==")[0]: line.strip() for line in lines if "==" in line and line[0] != "#"}
+    return [pins[name] for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def installed() -> list[str]:
-    """Everything that is installed, as pip's constraints: with them pip can add packages and replace none."""
-    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
-    return sorted(f"{name}=={version}" for name, version in found.items() if version and VERSION.fullmatch(version))
+    """Everything that is installed, as constraints with which pip adds packages and replaces
+    none."""
+    found = {
+        dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]
+    }
+    return sorted(f"{name}=={v}" for name, v in found.items() if v and re.fullmatch(VERSION, v))
 
 
 def prepare() -> None:
-    """Add what is missing on Colab or Kaggle; elsewhere SetupError that names it. Where nothing is missing, it does nothing.
-
-    Every installed version goes to pip as a constraint: pip fails sooner than it would replace torch. SetupError if pip fails.
-    """
+    """Add what is missing on Colab or Kaggle; elsewhere, or if pip fails, TutorialError that names
+    it."""
     lacking = missing()
     if not lacking:
         return
     names = ", ".join(lacking)
     if place() not in HOSTED:
-        raise SetupError(f"this kernel's Python lacks {names}: start with `make lab`, or run pip install -r requirements.txt")
+        raise TutorialError(
+            f"this kernel's Python lacks {names}: start with `make lab`, or run pip install -r "
+            "requirements.txt"
+        )
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
         constraints.write_text("\n".join(installed()) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *lacking]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--constraint",
+            str(constraints),
+        ]
+        done = subprocess.run([*command, *lacking], capture_output=True, text=True)
     importlib.invalidate_caches()
     if done.returncode or missing():
-        said = (done.stderr or done.stdout).strip().splitlines() or ["pip said nothing"]
-        raise SetupError(
-            f"pip could not add {names} beside what is installed ({said[-1]}): check the network, then run this cell again"
+        reason = ((done.stderr or done.stdout).strip() or "pip printed nothing").splitlines()[-1]
+        raise TutorialError(
+            f"pip could not add {names} beside what is installed ({reason}): check the network, "
+            "then "
+            "run this cell again"
         )
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of PACKAGES, "missing" for what is not installed."""
+    found = {"python": platform.python_version()} | dict.fromkeys(PACKAGES, "missing")
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def show_setup(profile) -> None:
+    """Print place, versions, hardware (GB are 10^9 bytes) and `profile`; no path, no host name."""
+    import psutil
+    import torch
+
+    card = "none"
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        size = f"{found.total_memory / 1e9:.1f} GB"
+        card = f"{found.name}, {size}, compute capability {found.major}.{found.minor}"
+    ram, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT)
+    rows = {"place": place()} | versions() | {"GPU": card, "dtype": profile.compute_dtype}
+    rows["RAM"] = f"{ram.total / 1e9:.0f} GB, {ram.available / 1e9:.0f} GB of it free"
+    rows |= {"disk": f"{disk.free / 1e9:.0f} GB free", "profile": profile.name}
+    print("\n".join(f"{name:<13} {value}" for name, value in rows.items()))
+
+
 def mount_drive() -> None:
-    """Ask Colab to mount Google Drive, which asks its owner; SetupError anywhere else."""
+    """Ask Colab to mount Google Drive, which asks its owner; TutorialError anywhere else."""
     if place() != "Colab":
-        raise SetupError(f"Google Drive can be mounted on Colab only and this is {place()}: set DRIVE = False")
+        raise TutorialError(
+            f"Google Drive can be mounted on Colab only, not on {place()}: set DRIVE = False"
+        )
     from google.colab import drive
 
     drive.mount(str(DRIVE))
 
 
 def runs_folder() -> Path:
-    """Where runs belong: Google Drive if it is mounted, since it outlives Colab's disk; else runs/ of this repository."""
-    if place() == "Colab" and (DRIVE / "MyDrive").is_dir():
-        return DRIVE / "MyDrive" / "qlora-by-hand" / "runs"
-    return ROOT / "runs"
+    """Where runs belong: QLORA_RUNS; else Google Drive if Colab has mounted it, since it outlives
+    Colab's disk; else runs/ of this repository."""
+    if os.environ.get("QLORA_RUNS"):
+        return Path(os.environ["QLORA_RUNS"])
+    on_drive = place() == "Colab" and (DRIVE / "MyDrive").is_dir()
+    return (DRIVE / "MyDrive" / "qlora-by-hand" if on_drive else ROOT) / "runs"
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, advice: str = "make room there, or choose another folder"
+) -> Iterator[None]:
+    """TutorialError with reason and advice if the disk refuses what is written to `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise TutorialError(f"{str(path)!r} could not be written ({reason}): {advice}") from error
+
+
+def check_writable(folder: Path, room: int = 10**8) -> None:
+    """Make `folder`; TutorialError unless it can be written and its disk has `room` bytes free."""
+    with writing(folder, "choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    if free < room:
+        raise TutorialError(
+            f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB "
+            "may be "
+            "needed: free some, or choose a folder on another disk"
+        )
+
+
+def flush(path: Path) -> None:
+    """Force a file, or the entries of a folder where its drive can do that, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`Path.write_text` in UTF-8, whole or not at all: under a temporary name, flushed, renamed."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            part.write_text(text, encoding="utf-8")
+            flush(part)
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Hands out an empty folder to fill; at the end it stands at `folder`. After an error, or a
+    kill, `folder` is as it was, or for the moment of the exchange `NAME.old.part`; the next call
+    puts it back."""
+    part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    try:
+        with writing(folder):
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+            part.mkdir(parents=True)
+            yield part
+            for path in (*part.rglob("*"), part):
+                flush(path)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(part, folder)
+            flush(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`, in ASCII digits."""
+
+    def read(text: str) -> int:
+        if not (
+            text.isascii() and text.isdecimal() and len(text) < 19 and least <= int(text) <= most
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {least} to {most:,}"
+            )
+        return int(text)
+
+    return read
+
+
+def not_empty(text: str) -> str:
+    """An argparse type: a name. An empty one is often a shell variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names nothing: give a name, or leave the option out"
+        )
+    return text
+
+
+def exit_status(work: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C."""
+    try:
+        work()
+        return 0
+    except (TutorialError, MemoryError, KeyboardInterrupt) as error:
+        text, status = f"{type(error).__name__}: {error}", 1
+        if isinstance(error, MemoryError):
+            text = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
+        if isinstance(error, KeyboardInterrupt):
+            text, status = f"\n{str(error) or interrupted}", 130
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first alone prints
+            print(text, file=sys.stderr)
+        return status

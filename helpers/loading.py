@@ -1,84 +1,127 @@
-"""Tokenizer, 4-bit base model, LoRA, adapters. Imports hub, proof, fast_nf4, weights, memory, profiles, errors.
+"""Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, adapters and their card.
 
-Falcon is the reason for most of this module: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing on transformers
-5.5 and later and says nothing either, see `quantizes_falcon`.
-"""
+Falcon is the reason for much of this: `from_pretrained(falcon, quantization_config=4-bit)`
+quantizes nothing on transformers 5.5 and later, and does not say so. See
+`falcon_made_of_plain_linear`."""
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import json
-import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, FalconConfig, FalconForCausalLM
-from transformers.integrations import bitsandbytes as bnb_integration
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.falcon import modeling_falcon
 
-from helpers import files, hub, memory, weights
-from helpers.errors import AdapterError, ModelError, ResourceError
-from helpers.fast_nf4 import fast_cpu_quantization
-from helpers.hub import first_line
-from helpers.profiles import Profile, check_settings
-from helpers.proof import (  # noqa: F401 - notebooks and helpers know these names as loading's
-    FourBitProof,
-    base_fingerprint,
-    four_bit_layers,
-    prove_4bit,
-    stored_bytes,
-)
+from helpers import memory
+from helpers.environment import replace_folder
+from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
+from helpers.profiles import Profile
 
 BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
-RECORDS = ("results.json", "answers.json", "sharding.json")  # the files beside an adapter's folder that tell of that adapter
+FILES = ["*.json", "*.safetensors"]  # what is fetched of a model: no pickles, no code
+SPARE = 10**9  # bytes of disk for tokenizer, adapter and checkpoints: an allowance
+CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
+ADVICE = {  # what an error says: what to do
+    "GatedRepo": "accept the model's terms on its page and put your token in HF_TOKEN",
+    "No space left": "make room on the disk, or set HF_HOME to a folder on another one",
+    "MemoryError": "the memory ran out: close other programs or kernels, or use profile 'tiny'",
+    "allocate memory": "the memory ran out: close other programs or kernels, or use profile 'tiny'",
+    "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
+    ".safetensors": "only safetensors are loaded, since pickled weights can run code",
+    "": "check the name, the folder and the network, and run again",
+}
 
 
-@hub.with_token
-def load_tokenizer(profile: Profile):
-    """The tokenizer of the profile's model. Falcon has an end token and no padding token; `helpers.prompting` pads by itself."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or what kind of error it is."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def fetching(what: str) -> Iterator[None]:
+    """ModelError with advice for whatever goes wrong while `what` is fetched or read."""
     try:
-        return AutoTokenizer.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
-    except Exception as error:  # the network's errors share no base class with the others
-        raise ModelError(f"no tokenizer found for {profile.model!r}: {hub.way_out(error)} ({first_line(error)})") from error
+        yield
+    except (TutorialError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # errors of network, hub, disk and files share no base class
+        text = f"{error!r} {type(error.__cause__).__name__}"
+        advice = next(advice for words, advice in ADVICE.items() if words in text)
+        raise ModelError(f"{what} could not be had ({first_line(error)}): {advice}") from error
+
+
+def load_config(profile: Profile) -> transformers.PretrainedConfig:
+    """The config of the profile's model, no weights; ModelError if there is none."""
+    options = {"revision": profile.revision, "trust_remote_code": False}
+    with fetching(f"the config of {profile.model!r}"):
+        return AutoConfig.from_pretrained(profile.model_path, **options)
+
+
+def load_tokenizer(profile: Profile):
+    """The tokenizer of the profile's model; ModelError if there is none. The end token fills gaps:
+    that is safe since labels and attention masks are made from lengths here, never from its id."""
+    options = {"revision": profile.revision, "trust_remote_code": False}
+    with fetching(f"the tokenizer of {profile.model!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def fetch(profile: Profile) -> None:
+    """Download a hub model that is not here yet; ModelError if it has no safetensors, or no room.
+
+    huggingface_hub shows progress and keeps the files that are complete when a download breaks off.
+    """
+    if Path(profile.model_path).is_dir():
+        return
+    options = {"revision": profile.revision, "allow_patterns": FILES}
+    with fetching(f"the weights of {profile.model!r}"):
+        files = snapshot_download(profile.model, dry_run=True, **options)
+        if not any(file.filename.endswith(".safetensors") for file in files):
+            raise ModelError(
+                f"{profile.model!r} comes without safetensors: {ADVICE['.safetensors']}"
+            )
+        need = sum(file.file_size for file in files if file.will_download)
+        cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+        if need and need + SPARE > free:
+            raise ModelError(
+                f"{profile.model!r} needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
+                "free: "
+                f"{ADVICE['No space left']}"
+            )
+        snapshot_download(profile.model, **options)
 
 
 def quantization_config(profile: Profile) -> BitsAndBytesConfig:
-    """NF4 with double quantization, computing in the profile's dtype (the library's default would be float32)."""
+    """NF4, double quantization, the profile's compute dtype (the library's default is float32)."""
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=profile.dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=profile.dtype,
     )
-
-
-def quantizes_falcon() -> bool:
-    """Whether the installed transformers swaps Falcon's linear layers for 4-bit ones by itself: tried on one layer, not looked up.
-
-    transformers 5.5 and later swap only modules whose class is exactly `nn.Linear`; Falcon's are `FalconLinear`, a subclass.
-    """
-    with torch.device("meta"):
-        probe = torch.nn.ModuleDict({"query_key_value": modeling_falcon.FalconLinear(64, 64, bias=False)})
-    warnings = logging.getLogger(bnb_integration.__name__)
-    level = warnings.level
-    warnings.setLevel(logging.ERROR)  # the probe may find nothing to swap; that is the answer, not a warning
-    try:
-        bnb_integration.replace_with_bnb_linear(probe, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
-    finally:
-        warnings.setLevel(level)
-    return isinstance(probe["query_key_value"], Linear4bit)
 
 
 @contextlib.contextmanager
 def falcon_made_of_plain_linear() -> Iterator[None]:
-    """While active, Falcon models are built with `nn.Linear`, which every version swaps. Nothing is touched where no repair is needed.
+    """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
-    `FalconLinear` adds only its own spelling of x @ W.T, so the model computes the same.
-    """
-    if quantizes_falcon():
-        yield
-        return
+    transformers 5.5 and later quantize only layers whose class is exactly `nn.Linear`.
+    `FalconLinear` is a subclass that adds its own spelling of x @ W.T, so the model computes the
+    same."""
     original = modeling_falcon.FalconLinear
     modeling_falcon.FalconLinear = torch.nn.Linear
     try:
@@ -87,170 +130,222 @@ def falcon_made_of_plain_linear() -> Iterator[None]:
         modeling_falcon.FalconLinear = original
 
 
-def load_base(profile: Profile, device: str | None = None) -> FalconForCausalLM:
-    """The profile's base model in 4-bit (NF4, double quantization), proven to be so, on `device` (default: the profile's).
+def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):
+    """The profile's base in 4-bit (NF4, double quantization), proven to be so, in eval mode.
 
-    Raises ProfileError for settings that cannot be, ModelError for a missing, damaged or non-Falcon model, PickledWeightsError (before weights are fetched) if it comes in no
-    safetensors, NotQuantizedError if the result is not what the config predicts, ResourceError if a download or the model does not fit. On a CPU,
-    `helpers.fast_nf4` finds the bits.
-    """
-    check_settings(profile)
-    hub.fetch(profile, load_config(profile))
-    with fast_cpu_quantization():
-        return read_4bit(profile, profile.model_path, device, revision=profile.revision, quantization_config=quantization_config(profile))  # fmt: skip
-
-
-def read_4bit(profile: Profile, path: str, device: str | None = None, **options) -> FalconForCausalLM:
-    """`from_pretrained(path, **options)` with Falcon repaired and the proof after it; errors as `load_base`."""
-    small = sum(memory.count_parameters(load_config(profile)).values()) < 10**8  # loads in a tenth of a second
-    try:
-        with falcon_made_of_plain_linear(), progress_bars(not small):
-            model = FalconForCausalLM.from_pretrained(
-                path, trust_remote_code=False, use_safetensors=True, dtype=profile.dtype,
-                device_map={"": device or profile.device}, attn_implementation="sdpa", **options,
-            )  # fmt: skip
-    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise ResourceError(
-                f"the memory ran out while {profile.model!r} was loaded: close other programs or kernels, or use profile 'tiny' ({first_line(error)})"
-            ) from error
-        weights.refuse_pickled(profile.model_path, profile.revision)
+    `device`: default the profile's. `cache`: a folder that keeps the 4-bit model, so that it is
+    quantized once. ModelError (missing, damaged, incomplete, no room) or NotQuantizedError."""
+    source = profile.model_path
+    options = {"revision": profile.revision, "quantization_config": quantization_config(profile)}
+    if cache:
+        stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
+        decides = [str(options), transformers.__version__, torch.__version__]
+        decides += [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+        copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
+        if not copy.exists():
+            print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
+            with replace_folder(copy) as part:
+                load_base(profile, device).save_pretrained(part)
+        source, options = str(copy), {}
+    else:
+        fetch(profile)
+    if sum(memory.count_parameters(load_config(profile)).values()) < 10**8:
+        transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
+    with fetching(f"the weights of {profile.model!r}"), falcon_made_of_plain_linear():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=profile.dtype,
+            device_map={"": device or profile.device},
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"the weights of {profile.model!r} cannot be read: delete the local copy and fetch them again ({first_line(error)})"
-        ) from error
+            f"the weights of {profile.model!r} lack {missing[:3]}, which would be random: fetch "
+            "them again"
+        )
     for module in four_bit_layers(model).values():
-        # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference, rounds the block scales to
-        # bfloat16, and from then on passes no gradient back through the layer, even in training. Keep the one format that trains.
+        # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference and
+        # passes no gradient back from then on, even in training. Keep the format that trains.
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=False, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.eos_token_id
-    )
+    model.name_or_path = model.config._name_or_path = profile.model_path
+    end = model.config.eos_token_id
+    ids = {"eos_token_id": end, "pad_token_id": end[0] if isinstance(end, list) else end}
+    model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
     return model.eval()
 
 
-@contextlib.contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    """While active, transformers shows its progress bars only if `shown`; then it does as before."""
-    before = transformers.logging.is_progress_bar_enabled()
-    if not shown:
-        transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            transformers.logging.enable_progress_bar()
+def four_bit_layers(model: torch.nn.Module) -> dict[str, Linear4bit]:
+    """All `Linear4bit` modules by name, also those inside LoRA layers."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
 
 
-@hub.with_token
-def load_config(profile: Profile) -> FalconConfig:
-    """The config of the profile's model, no weights; ModelError unless it is a Falcon that can be found."""
-    try:
-        config = AutoConfig.from_pretrained(profile.model_path, revision=profile.revision, trust_remote_code=False)
-    except Exception as error:  # the network's errors share no base class with the others
-        raise ModelError(f"no model found at {profile.model!r}: {hub.way_out(error)} ({first_line(error)})") from error
-    if not isinstance(config, FalconConfig):
-        raise ModelError(
-            f"{profile.model!r} is a {config.model_type!r} model and this series tunes Falcon models: choose a model of type 'falcon'"
+def stored_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a base model's weights with their constants: absmax codes, their absmax, the offset.
+
+    The two lookup tables, the same for every layer, are left out; `get_memory_footprint` leaves out
+    all."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.nbytes
+        if state := getattr(parameter, "quant_state", None):
+            total += state.absmax.nbytes
+            total += state.state2.absmax.nbytes + state.offset.nbytes if state.nested else 0
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class FourBitProof:
+    """What `prove_4bit` counted."""
+
+    linear4bit_modules: int
+    footprint_bytes: int
+    footprint_expected_bytes: int
+
+
+def prove_4bit(model) -> FourBitProof:
+    """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
+    within 0.5%. NotQuantizedError if not."""
+    layers, wanted = four_bit_layers(model), len(memory.linear_layers(model.config))
+    if len(layers) != wanted:
+        raise NotQuantizedError(
+            f"{len(layers)} of {wanted} linear layers are 4-bit: transformers "
+            f"{transformers.__version__} did not quantize this model, use loading.load_base"
         )
-    return config
+    rest = model.get_output_embeddings().weight.element_size()
+    expected, found = memory.expected_footprint(model.config, rest_bytes=rest), stored_bytes(model)
+    kinds = {layer.weight.quant_state.quant_type for layer in layers.values()}
+    if abs(found - expected) > 0.005 * expected or kinds != {"nf4"}:  # FP4 has as many bytes
+        raise NotQuantizedError(
+            f"the model takes {found:,} bytes of {'/'.join(sorted(kinds))} where NF4 with double "
+            f"quantization predicts {expected:,}: check quantization_config"
+        )
+    return FourBitProof(len(layers), found, expected)
 
 
-def attach_lora(model: FalconForCausalLM, profile: Profile, seed: int = 0, **options) -> PeftModel:
-    """Freeze the base and put fresh LoRA adapters (B = 0) on the profile's target modules; A is drawn from `seed`. `options` go to peft's
-    LoraConfig. ProfileError for settings that cannot be trained with.
-    """
-    check_settings(profile)
+def base_fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over every 4-bit layer's packed bytes and block scales: equal if the base kept every
+    bit."""
+    digest = hashlib.sha256()
+    for module in four_bit_layers(model).values():
+        for tensor in (module.weight.data, module.weight.quant_state.absmax):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
+    """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
+    drawn from `seed`) on the profile's target modules. `options` go to peft's LoraConfig."""
     checkpointing = profile.activation_checkpointing
-    reentrant = {"use_reentrant": False} if checkpointing else None
     model = prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=reentrant
+        model,
+        use_gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
     model.config.use_cache = not checkpointing
+    # What an adapter should say of its base is name and revision, not this machine's folder.
+    model.name_or_path = model.config._name_or_path = profile.model
     transformers.set_seed(seed)
-    # The name and revision, not this machine's folder, are what an adapter file should say about its base.
-    model.name_or_path, model.config._name_or_path = profile.model, profile.model
     config = LoraConfig(
-        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.target_modules), task_type="CAUSAL_LM", revision=profile.revision, **options,
-    )  # fmt: skip
+        r=profile.lora_r,
+        lora_alpha=profile.lora_alpha,
+        lora_dropout=profile.lora_dropout,
+        target_modules=list(profile.target_modules),
+        task_type="CAUSAL_LM",
+        revision=profile.revision,
+        **options,
+    )
     model = get_peft_model(model, config)
-    # Embeddings are never trained here; to decide that by itself, peft would ask the hub for the base's config at every save.
+    # Embeddings are not trained; to find that out itself, peft would ask the hub at every save.
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:
+    """How many numbers training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def save_adapter(model: PeftModel, folder: str | Path, fingerprint: str | None = None, state_dict: dict | None = None) -> Path:
-    """Write the adapter (safetensors and config, no base weights) to `folder`, whole or not at all; OutputError if the disk refuses.
-
-    RECORDS beside it, which tell of the adapter before, go when the new one takes its place. `BASE_SHA256` in it says which bits it was
-    trained on, for the record: another kind of device may round the same base otherwise. `fingerprint` and `state_dict` are those of
-    a model that is spread over processes.
-    """
-    folder = Path(folder)
-    with files.writing(folder), files.whole_folder(folder, [folder.with_name(name) for name in RECORDS]) as part:
-        model.save_pretrained(part, safe_serialization=True, state_dict=state_dict, save_embedding_layers=False)
+def save_adapter(
+    model: PeftModel,
+    folder: str | Path,
+    profile: Profile,
+    record: dict,
+    tokenizer=None,
+    fingerprint: str | None = None,
+    state_dict: dict | None = None,
+) -> Path:
+    """Write adapter, README (from the run's `record`, keys as in results.json), tokenizer and
+    BASE_SHA256 to `folder`, all or nothing. The last two are for a model spread over processes."""
+    data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
+    facts = {"template_path": CARD, "profile": profile, "record": record}
+    with replace_folder(Path(folder)) as part:
+        model.save_pretrained(part, state_dict=state_dict)
         (part / BASE_SHA256).write_text((fingerprint or base_fingerprint(model)) + "\n")
-    return folder
+        if tokenizer:
+            tokenizer.save_pretrained(part)
+        card = str(ModelCard.from_template(data, **facts))
+        (part / "README.md").write_text(card, encoding="utf-8")
+    return Path(folder)
 
 
-def load_adapter(base: FalconForCausalLM, folder: str | Path, profile: Profile) -> PeftModel:
-    """Put a saved adapter on `base`, ready to answer. Raises AdapterError if it is missing, damaged, pickled or of another base."""
-    check_adapter(folder, profile, base.config)
+def load_adapter(base, folder: str | Path, profile: Profile, name: str = "default") -> PeftModel:
+    """Put a saved adapter on `base`, or beside the others of a PeftModel, ready to answer;
+    AdapterError if it is missing, damaged, of another base, or not what its config promises."""
+    config, tensors = check_adapter(folder, profile, base.config)
+    if isinstance(base, PeftModel):
+        base.add_adapter(name, config)
+    else:
+        base = PeftModel(base, config, name)
+    set_peft_model_state_dict(base, tensors, name)
+    return base.requires_grad_(False).eval()
+
+
+def check_adapter(folder: str | Path, profile: Profile, base_config) -> tuple[LoraConfig, dict]:
+    """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
+    the tensors that peft makes from its config on this base, all of them finite."""
+    folder, wrong = Path(folder), f"the adapter in {str(folder)!r} cannot be used"
+    file = folder / "adapter_model.safetensors"
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise AdapterError(
-            f"the adapter in {str(folder)!r} does not fit {profile.model!r}: train it again on this base ({first_line(error)})"
-        ) from error
-    return model.eval()
-
-
-def check_adapter(folder: str | Path, profile: Profile, config: FalconConfig) -> None:
-    """AdapterError unless `folder` holds a sound safetensors adapter whose base name, revision and shapes are those of the profile."""
-    folder = Path(folder)
-    files.clean(folder)  # a run killed between two renames left it aside
-    try:
-        adapter = json.loads((folder / "adapter_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"{str(folder)!r} holds no readable adapter_config.json: name the folder that save_adapter wrote"
-        ) from error
-    if not isinstance(adapter, dict) or not isinstance(adapter.get("r"), int):
-        raise AdapterError(f"adapter_config.json in {str(folder)!r} names no rank r: name the folder that save_adapter wrote")
-    base = (adapter.get("base_model_name_or_path"), adapter.get("revision"))
-    if base != (profile.model, profile.revision):
-        raise AdapterError(
-            f"the adapter in {str(folder)!r} was trained on {base[0]!r} (revision {base[1]}), not on {profile.model!r} (revision {profile.revision}): load that base"
-        )
-    if not (folder / "adapter_model.safetensors").exists():
-        raise AdapterError(
-            f"{str(folder)!r} has no adapter_model.safetensors: save the adapter as safetensors; pickled files are not loaded, they can run code"
-        )
-    try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
-            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise AdapterError(
-            f"adapter_model.safetensors in {str(folder)!r} is damaged: save or copy it again ({first_line(error)})"
-        ) from error
-    linear = memory.linear_shapes(config)
-    for key, shape in shapes.items():
-        kind = next((k for k in linear if f".{k}.lora_" in key), None)
-        outs, ins = linear.get(kind, (None, None))
-        wanted = None if kind is None else (adapter["r"], ins) if ".lora_A." in key else (outs, adapter["r"])
-        if shape != wanted:
-            raise AdapterError(
-                f"tensor {key} of the adapter in {str(folder)!r} has shape {shape}, the base {profile.model!r} needs {wanted}: it belongs to another base or rank"
+        if not file.exists() and (folder / "adapter_model.bin").exists():
+            raise ValueError(
+                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
+                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
             )
-    targets = adapter.get("target_modules")
-    kinds = set(targets) & set(linear) if isinstance(targets, list) else set()
-    if not shapes or (kinds and len(shapes) != 2 * config.num_hidden_layers * len(kinds)):
-        raise AdapterError(
-            f"the adapter in {str(folder)!r} has {len(shapes)} tensors, A and B of {len(kinds)} kinds in {config.num_hidden_layers} layers are {2 * config.num_hidden_layers * len(kinds)}: save or copy it again"
-        )
+        entries = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
+        if entries["peft_type"] != "LORA":
+            raise ValueError(f"its method is {entries['peft_type']}, only LoRA is known here")
+        if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
+            raise ValueError(f"init_lora_weights {entries['init_lora_weights']} changes its base")
+        for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
+            if not isinstance(entries.get(key), kind):
+                raise ValueError(f"{key} is {entries.get(key)!r}")
+        base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
+        if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
+            raise ValueError(f"its base is {base!r} (revision {revision}), not {profile.model!r}")
+        fields = {field.name for field in dataclasses.fields(LoraConfig)}
+        config = LoraConfig(**{key: entries[key] for key in entries.keys() & fields})
+        with torch.device("meta"), falcon_made_of_plain_linear():
+            model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
+        promised = get_peft_model_state_dict(model, save_embedding_layers=False)
+        promised = {key: tensor.shape for key, tensor in promised.items()}
+        tensors = load_file(file)
+        for problem, keys in {
+            "missing": promised.keys() - tensors.keys(),
+            "unexpected": tensors.keys() - promised.keys(),
+            "of another shape": {
+                k for k, t in tensors.items() if t.shape != promised.get(k, t.shape)
+            },
+            "not finite": {k for k, t in tensors.items() if not t.isfinite().all()},
+        }.items():
+            if keys:
+                raise ValueError(f"{len(keys)} of its tensors are {problem}, such as {min(keys)}")
+    except Exception as error:  # peft, safetensors, json and the file system share no base class
+        advice = "name the folder that save_adapter wrote, or train it again on this base"
+        raise AdapterError(f"{wrong} ({first_line(error)}): {advice}") from error
+    return config, tensors

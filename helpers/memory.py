@@ -1,239 +1,556 @@
-"""Bytes of a training run, predicted from a Falcon's config alone. Imports shapes, activations, gpus, command, profiles and errors.
+"""Bytes of a training run, predicted from a model's config, without its weights.
 
-`python -m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan, without network.
+Stored bytes are counted on a model built on the meta device; activations follow a formula.
+`python -m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan.
 """
 
 import argparse
+import bisect
+import csv
+import functools
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
-from transformers import FalconConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import PreTrainedConfig as Config
+from transformers.pytorch_utils import Conv1D
 
-from helpers import command
-from helpers.activations import autocast, kept_activations, layer_activations, widths
-from helpers.errors import PlanError
-from helpers.gpus import GPUS, HEADROOM, capacity
+from helpers.environment import ROOT, exit_status, whole_number
+from helpers.errors import ModelError, TutorialError
 from helpers.profiles import FALCON_7B, PROFILES, Profile
-from helpers.shapes import (  # noqa: F401 - notebooks and helpers know these names as memory's
-    FALCON_11B,
-    FALCON_40B,
-    FALCON_180B,
-    HYPOTHETICAL_13B,
-    KNOWN_CONFIGS,
-    adapter_parameters,
-    adapter_tensors,
-    check_config,
-    count_parameters,
-    known_config,
-    linear_shapes,
-    parameter_tensors,
-    read_config,
-    total,
-)
 
-BLOCK, BLOCK2 = 64, 256  # weights in a block that share one absmax; absmax values in a block that share one absmax2
-BITS_PER_WEIGHT = 4 + 8 / BLOCK + 32 / (BLOCK * BLOCK2)  # QLoRA paper, section 3: 4.127 with double quantization
-TABLES = 4 * 16 + 4 * 256  # bytes of the NF4 code book and the 8-bit map that bitsandbytes keeps beside every weight
+FALCON_11B, FALCON_40B = "tiiuae/falcon-11B", "tiiuae/falcon-40b"
+FALCON_180B, HYPOTHETICAL_13B = "tiiuae/falcon-180B", "hypothetical-falcon-13b"
+KNOWN_CONFIGS = json.loads((ROOT / "data/falcon-configs/models.json").read_text())
+CARDS = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/cards.csv").open())}
+GPUS = {card: int(float(row["gib"]) * 2**30) for card, row in CARDS.items()}
+OLD_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+OLD_NAMES |= {"n_head_kv": "num_kv_heads"}  # in Falcon's configs before transformers knew it
+MODELLED = ("falcon", "llama", "mistral", "qwen2", "qwen3")  # activations held against real ones
+METHODS, ATTENTIONS, STRATEGIES = ("full", "lora", "qlora"), ("sdpa", "eager"), ("ddp", "fsdp")
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit")
+OPTIMIZERS += ("paged_adamw_8bit", "paged_adamw_32bit", "sgd")
 CUDA_CONTEXT = 600 * 10**6  # an allowance, not a measurement
-METHODS = ("full", "lora", "qlora")
-ATTENTIONS = ("sdpa", "eager")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "sgd")
+RESERVE = 0.4  # reserved and unused, per byte of activations and logits: data/measured/README.md
+HEADROOM = 0.04  # of a card, an allowance for what else is on it
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Predicted bytes of a training run, by part. The parts do not all peak together, so the total is on the safe side."""
+    """Predicted bytes of a training run, by part."""
 
     weights: int  # of the linear layers: packed 4-bit, or 16-bit
     constants: int  # what dequantization needs
-    rest: int  # embedding, head, norms, biases, rotary buffers
+    rest: int  # embedding, head, norms, biases, buffers
     adapter: int
     gradients: int
     optimizer: int
-    activations: int  # kept for backward; with checkpointing one hidden state a layer and one recomputed layer
+    activations: int  # kept for backward, and what a layer's backward needs beyond the logits
     logits: int
     casts: int  # 16-bit copies that autocast makes of float32 weights
     workspace: int  # the one weight matrix that is dequantized at a time
     context: int
+    reserve: int  # an estimate of what the allocator holds and cannot use
 
     @property
     def total(self) -> int:
         return sum(asdict(self).values())
 
 
-def quantization_constants(weights: int, double_quant: bool = True, tables: bool = False) -> int:
-    """Bytes beside one NF4 weight of `weights` elements: float32 absmax, or its 8-bit codes, absmax2 and offset; `tables` adds the maps."""
-    blocks = -(-weights // BLOCK)
-    if not double_quant:
-        return 4 * blocks + (4 * 16 if tables else 0)
-    return blocks + 4 * -(-blocks // BLOCK2) + 4 + (TABLES if tables else 0)
+def one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    """`value`; TutorialError with the choices unless it is one of them."""
+    if value not in choices:
+        raise TutorialError(
+            f"there is no {what} {value!r} here: choose one of {', '.join(choices)}"
+        )
+    return value
 
 
-def packed_bytes(config: FalconConfig) -> int:
-    """Bytes of all linear weights at two weights a byte."""
-    return sum(count * -(-elements // 2) for count, elements in parameter_tensors(config)["linear"])
+def capacity(gpu: str) -> int:
+    """Bytes that torch finds on the card `gpu`; TutorialError for one that is not in GPUS."""
+    return GPUS[one_of("GPU", gpu, tuple(GPUS))]
 
 
-def constant_bytes(config: FalconConfig, double_quant: bool = True, tables: bool = False) -> int:
-    """Bytes of all quantization constants of a config, see `quantization_constants`."""
-    return sum(n * quantization_constants(size, double_quant, tables) for n, size in parameter_tensors(config)["linear"])
+def known_config(model: str) -> Config:
+    """The config of a model in KNOWN_CONFIGS, without network. ModelError for any other."""
+    if model not in KNOWN_CONFIGS:
+        names = ", ".join(KNOWN_CONFIGS)
+        raise ModelError(f"no config of {model!r} is stored here: choose one of {names}")
+    return read_config(model)
 
 
-def rest_parameters(config: FalconConfig) -> int:
-    """Parameters that stay in 16 or 32 bits: embedding, head, norms, biases."""
+def read_config(model: str) -> Config:
+    """A known model's config, or that of a folder or config.json; Falcon's old names are read too.
+
+    ModelError unless transformers builds a causal language model of it, without remote code.
+    """
+    path = ROOT / KNOWN_CONFIGS[model] if model in KNOWN_CONFIGS else Path(model)
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        if entries["model_type"] in ("RefinedWeb", "RefinedWebModel", "falcon"):
+            entries = {OLD_NAMES.get(name, name): value for name, value in entries.items()}
+            entries.setdefault("new_decoder_architecture", "num_kv_heads" in entries)
+            entries["model_type"] = "falcon"
+        config = AutoConfig.for_model(**entries)
+        skeleton(config)
+    except Exception as error:  # each model's code refuses in its own way
+        raise ModelError(
+            f"{model!r} is no config of a causal language model ({type(error).__name__}): give a "
+            f"config.json, a folder that holds one, or one of {', '.join(KNOWN_CONFIGS)}"
+        ) from error
+    return config
+
+
+class Skeleton(NamedTuple):
+    """What a model holds, counted on the meta device: names and shapes, no memory."""
+
+    layers: dict[str, tuple[int, int]]  # (out, in) of each linear layer but the output head
+    tensors: dict[str, list[int]]  # elements of each parameter, by part
+    buffers: int  # bytes
+
+
+def skeleton(config: Config) -> Skeleton:
+    """The skeleton of a config's model, built once; transformers' own errors if it cannot be."""
+    return _skeleton(config.to_json_string())
+
+
+@functools.lru_cache(maxsize=64)
+def _skeleton(text: str) -> Skeleton:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(text)))
+    head, layers = model.get_output_embeddings(), {}
+    tensors = {"linear": [], "embedding": [], "head": [], "norm": []}
+    part_of = {head: "head"}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            shape = tuple(module.weight.shape)
+            layers[name] = shape[::-1] if isinstance(module, Conv1D) else shape
+        elif isinstance(module, torch.nn.Embedding):
+            part_of[module] = "embedding"
+    for name, parameter in model.named_parameters():  # a tied head is the embedding
+        owner, _, kind = name.rpartition(".")
+        part = part_of.get(model.get_submodule(owner), "norm")
+        part = "linear" if owner in layers and kind == "weight" else part
+        tensors[part].append(parameter.numel())
+    return Skeleton(layers, tensors, sum(buffer.nbytes for buffer in model.buffers()))
+
+
+def linear_layers(config: Config) -> dict[str, tuple[int, int]]:
+    """Full name -> (out, in) of every linear layer but the output head: what is quantized."""
+    return skeleton(config).layers
+
+
+def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
+    """(out, in) of each kind of linear layer, by the last part of its name."""
+    return {name.rpartition(".")[2]: shape for name, shape in linear_layers(config).items()}
+
+
+def parameter_tensors(config: Config) -> dict[str, list[int]]:
+    """Elements of each tensor: `linear`, `embedding`, `head` (unless tied), `norm` (all others)."""
+    return skeleton(config).tensors
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters by part: `linear` (quantized), `embedding` (with the head), `norm` (others)."""
+    parts = {part: sum(sizes) for part, sizes in parameter_tensors(config).items()}
+    parts["embedding"] += parts.pop("head")
+    return parts
+
+
+def rest_parameters(config: Config) -> int:
+    """Parameters that stay in 16 or 32 bits: all but the linear weights."""
     parts = count_parameters(config)
     return parts["embedding"] + parts["norm"]
 
 
-def buffer_bytes(config: FalconConfig) -> int:
-    """Bytes of the two float32 rotary buffers (the frequencies and their original)."""
-    return 2 * 4 * len(range(0, config.hidden_size // config.num_attention_heads, 2))
+def buffer_bytes(config: Config) -> int:
+    """Bytes of the float32 buffers: for most models the rotary frequencies, twice."""
+    return skeleton(config).buffers
 
 
-def expected_footprint(config: FalconConfig, rest_bytes: int) -> int:
-    """Bytes of the model as loaded: linear weights in NF4 with double quantization and constants, everything else at `rest_bytes` each."""
-    return packed_bytes(config) + constant_bytes(config) + rest_parameters(config) * rest_bytes
+def adapter_tensors(config: Config, r: int, target_modules: Sequence[str]) -> list[int]:
+    """Elements of LoRA's A (r x in) and B (out x r) on every targeted layer."""
+    layers = linear_layers(config).items()
+    targeted = [shape for name, shape in layers if name.rpartition(".")[2] in target_modules]
+    return [r * side for shape in targeted for side in shape]
 
 
-def optimizer_bytes(tensors: Sequence[tuple[int, int]], optimizer: str, width: int, whole: Sequence[tuple[int, int]] = ()) -> int:
-    """Bytes of the optimizer's state for `tensors` of `width` bytes an element; `whole` are embeddings, which Trainer keeps out of 8-bit.
+def adapter_parameters(config: Config, r: int, target_modules: Sequence[str]) -> int:
+    """Trainable parameters of LoRA: r * (in + out) for every targeted layer."""
+    return sum(adapter_tensors(config, r, target_modules))
 
-    torch's AdamW: two moments in the parameter's dtype and a float32 step a tensor. bitsandbytes: float32 moments, or 8-bit codes with a
-    float32 absmax for each 256; tensors under 4096 elements stay float32, and the two code maps exist once.
+
+def packed_bytes(config: Config) -> int:
+    """Bytes of all linear weights at two weights a byte."""
+    return sum(-(-size // 2) for size in parameter_tensors(config)["linear"])
+
+
+def constant_bytes(config: Config, double_quant: bool = True, tables: bool = False) -> int:
+    """Bytes beside the NF4 weights: a float32 absmax for each 64, or its 8-bit code and a float32
+    for each 256 codes (QLoRA, section 3). `tables` adds bitsandbytes' code book and 8-bit map.
     """
-    every = [*tensors, *whole]
+    blocks = [-(-size // 64) for size in parameter_tensors(config)["linear"]]
+    if not double_quant:
+        return sum(4 * count + 4 * 16 * tables for count in blocks)
+    return sum(count + 4 * -(-count // 256) + 4 + 4 * (16 + 256) * tables for count in blocks)
+
+
+def expected_footprint(config: Config, rest_bytes: int) -> int:
+    """Bytes of the model as loaded: NF4 weights and constants, the rest at `rest_bytes` each."""
+    return packed_bytes(config) + constant_bytes(config) + rest_bytes * rest_parameters(config)
+
+
+def optimizer_bytes(
+    tensors: Sequence[int], optimizer: str, width: int, embeddings: Sequence[int] = ()
+) -> int:
+    """Bytes of the optimizer's state for tensors of so many elements, `width` bytes each.
+
+    torch's AdamW: two moments in the parameter's dtype and a float32 step a tensor. bitsandbytes:
+    float32 moments, or 8-bit codes with a float32 absmax for each 256; tensors under 4096 elements
+    and `embeddings` (so Trainer asks) stay float32, and the two code maps exist once.
+    """
+    every = [*tensors, *embeddings]
     if optimizer == "sgd":
         return 0
     if optimizer.startswith("adamw_torch"):
-        return sum(count * (2 * size * width + 4) for count, size in every)
-    if not optimizer.endswith("8bit"):
-        return 8 * total(every)
-    small = [(count, size) for count, size in tensors if size < 4096]
-    large = [(count, size) for count, size in tensors if size >= 4096]
-    coded = sum(count * (2 * size + 8 * -(-size // 256)) for count, size in large)
-    return coded + 8 * total([*small, *whole]) + (2 * 4 * 256 if large else 0)
+        return sum(2 * size * width + 4 for size in every)
+    coded = [size for size in tensors if size >= 4096] if optimizer.endswith("8bit") else []
+    codes = sum(2 * size + 8 * -(-size // 256) for size in coded)
+    return codes + 8 * (sum(every) - sum(coded)) + (2 * 4 * 256 if coded else 0)
 
 
-def plan(config: FalconConfig, profile: Profile, method: str = "qlora", attention: str = "sdpa") -> MemoryPlan:
-    """What training `profile` on a model of this config will take, in bytes: a prediction from the config alone.
+class Widths(NamedTuple):
+    """Bytes an element, and whether Trainer computes under autocast: on a GPU in 16 bits."""
 
-    `method`: "qlora" (NF4 with double quantization, prepared for kbit training: the rest in float32), "lora" (the base in the compute dtype)
-    or "full" (weights and gradients in the compute dtype). Adapters are float32, peft's default. On a GPU, Trainer computes a 16-bit
-    profile under autocast. Logits are counted three times in float32: log-probabilities, their gradient, the logits' gradient.
-    Raises ModelError for a config that is not Falcon's, PlanError for an unknown name or a size below 1.
+    compute: int
+    stream: int  # the residual stream: float32 after kbit preparation
+    read: int  # a trained layer's input: adapters are float32, so without autocast they read that
+    attended: int  # queries, keys and values
+    autocast: bool
+
+    @property
+    def own_copies(self) -> bool:
+        """Whether each adapter keeps a cast of its input, or all the one tensor that they read."""
+        return self.autocast or self.stream != self.read
+
+
+def widths(profile: Profile, method: str) -> Widths:
+    """The widths of a run; `method` as in `plan`."""
+    compute = 4 if profile.compute_dtype == "float32" else 2
+    autocast = bool(profile.gpu_bytes) and compute == 2
+    stream = 4 if method == "qlora" else compute
+    read = compute if method == "full" or autocast else 4
+    return Widths(compute, stream, read, compute if autocast else stream, autocast)
+
+
+class Kept(NamedTuple):
+    """Bytes kept for backward, and the peak of the backward pass that uses them."""
+
+    forward: int
+    peak: int
+
+
+def attention_bytes(config: Config, profile: Profile, method: str, attention: str) -> Kept:
+    """A token's bytes in one layer's attention, from q, k, v to the input of the last projection.
+
+    Fused attention keeps q, k, v, its output, one number a row and the mask. Eager attention, and
+    fused attention with a single key head, which falls back to plain float32 arithmetic, keep the
+    probabilities; backward makes their gradient and that of the scores: three copies.
+    """
+    width, falcon = widths(profile, method), config.model_type == "falcon"
+    full, shapes = method == "full", linear_shapes(config)
+    old, alibi = falcon and not config.new_decoder_architecture, falcon and config.alibi
+    queries = shapes["dense" if falcon else "o_proj"][1]
+    scores = config.num_attention_heads * profile.max_length
+    read = {"dense", "o_proj"} & set(shapes if full else profile.target_modules)
+    output, mask = queries * width.read if read else 0, profile.max_length * width.attended
+    if attention == "eager":
+        probability = width.stream if falcon else 4
+        cast = width.attended if width.attended < probability else 0
+        kept = 3 * queries * width.attended + scores * (probability + cast) + output
+        more = 20 - width.stream if alibi else 3 * probability - cast if falcon else 8
+        return Kept(kept, kept + more * scores)
+    if old and config.multi_query:
+        kept = 3 * 4 * queries + 4 * scores + output
+        return Kept(kept, kept + 2 * 4 * scores + mask)
+    if alibi:  # one bias a head, made once, which autocast casts in each layer
+        mask = scores * width.attended if width.attended < width.stream else 0
+    kept = 4 * queries * width.attended + 4 * config.num_attention_heads + mask
+    if old and not alibi and width.attended == width.stream:
+        kept += 2 * queries * width.attended  # v is a view that keeps query_key_value's output
+    if not full and width.own_copies or width.read != width.attended:
+        kept += output  # else it is the attention's own
+    return Kept(kept, kept)
+
+
+def layer_activations(
+    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
+) -> Kept:
+    """Bytes of one decoder layer, its input included."""
+    width, falcon = widths(profile, method), config.model_type == "falcon"
+    full, shapes = method == "full", linear_shapes(config)
+    kinds = set(shapes if full else profile.target_modules)
+    hidden, parallel = config.hidden_size, falcon and config.parallel_attn
+    norms = 2
+    if parallel:  # as FalconDecoderLayer decides
+        norms = config.num_ln_in_parallel_attn or 1 + config.new_decoder_architecture
+    attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & kinds)
+    feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & kinds)
+    reads = min(min(attends, 1) + min(feeds, 1), norms)
+    if not full and width.own_copies:
+        reads = attends + feeds
+    # the norms' inputs, in float32 for RMS norms and under autocast, and what reads their outputs
+    kept = hidden * (1 if parallel else 2) * (width.stream if falcon and not width.autocast else 4)
+    kept += hidden * width.read * reads + 8 * norms
+    kept += 2 * hidden * width.stream if full and not falcon else 0  # scaled by RMS norms' weights
+    kept += 0 if full else len(kinds) * profile.lora_r * width.read
+    if config.model_type == "qwen3":  # RMS norms of queries and keys
+        normed = shapes["q_proj"][0] + shapes["k_proj"][0]
+        kept += normed * (4 + (width.stream if full else 0))
+    # Falcon's MLP keeps the activation function's input; a gated one also its output and the gated
+    ffn = shapes["dense_h_to_4h" if falcon else "up_proj"][0]
+    mlp = ffn * width.stream * (1 if falcon else 3)
+    down = {"dense_4h_to_h", "down_proj"} & kinds
+    mlp += ffn * width.read if down else 0
+    adds = ffn * width.stream * (3 if falcon else 6) - mlp
+    if not full and (feeds or down):  # gradients in float32, as adapters have them
+        adds = ffn * (12 - width.read)
+    attended = attention_bytes(config, profile, method, attention)
+    peak = kept + max(attended.forward + mlp + adds + 2 * hidden * width.stream, attended.peak)
+    tokens = profile.micro_batch * profile.max_length
+    return Kept(tokens * (kept + mlp + attended.forward), tokens * peak)
+
+
+def kept_activations(
+    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
+) -> int:
+    """Bytes that the forward pass leaves for backward; logits and casts are not counted."""
+    width, falcon = widths(profile, method), config.model_type == "falcon"
+    tokens, hidden = profile.micro_batch * profile.max_length, config.hidden_size
+    token = hidden * (width.stream if falcon and not width.autocast else 4)  # the last norm's input
+    if method == "full":  # the head's input, and what an RMS norm's weight scales
+        token += hidden * (width.read + (0 if falcon else width.stream))
+    mask = width.stream if attention == "eager" else 1
+    cast = width.attended < width.stream and not profile.activation_checkpointing
+    if falcon and config.alibi and not cast:
+        mask = width.stream * config.num_attention_heads
+    token += 64 + profile.max_length * mask  # token ids and the like
+    rotary = 2 * profile.max_length * hidden // config.num_attention_heads * width.stream
+    layer = tokens * hidden * width.stream
+    if not profile.activation_checkpointing:
+        layer = layer_activations(config, profile, method, attention).forward
+    return tokens * token + rotary + config.num_hidden_layers * layer
+
+
+def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
+    """Bytes held from step to step, for any model: the fields of MemoryPlan up to `optimizer`."""
+    compute, parts = widths(profile, method).compute, parameter_tensors(config)
+    adapter = adapter_tensors(config, profile.lora_r, profile.target_modules)
+    gradients, state = 4 * sum(adapter), optimizer_bytes(adapter, profile.optimizer, 4)
+    if method == "full":
+        adapter, plain = [], parts["linear"] + parts["norm"] + parts["head"]
+        gradients = compute * sum(plain + parts["embedding"])
+        state = optimizer_bytes(plain, profile.optimizer, compute, parts["embedding"])
+    four_bit, rest = method == "qlora", rest_parameters(config)
+    return {
+        "weights": packed_bytes(config) if four_bit else compute * sum(parts["linear"]),
+        "constants": constant_bytes(config, tables=True) if four_bit else 0,
+        "rest": rest * (4 if four_bit else compute) + buffer_bytes(config),
+        "adapter": 4 * sum(adapter),
+        "gradients": gradients,
+        "optimizer": state,
+    }
+
+
+def plan(
+    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
+) -> MemoryPlan:
+    """What training `profile` on a model of this config will take, in bytes.
+
+    `method`: "qlora" (NF4 with double quantization, prepared for kbit training: the rest in
+    float32), "lora" (the base in the compute dtype) or "full" (weights and gradients in the compute
+    dtype). Adapters are float32, peft's default. Two phases exclude each other: logits three times
+    in float32 (log-probabilities, their gradient, the logits' gradient), and the backward pass of
+    one layer; what the second needs more is in `activations`. Gradients are counted as held
+    throughout, as accumulation does. ModelError for a family that is not MODELLED, TutorialError
+    for an unknown name.
     """
     check(config, profile, method, attention)
-    compute, _, _ = widths(profile, method)
-    parts, tensors = count_parameters(config), parameter_tensors(config)
-    adapter = [] if method == "full" else adapter_tensors(config, profile.lora_r, profile.target_modules)
-    rest_width = 4 if method == "qlora" else compute
-    if method == "full":
-        plain = tensors["linear"] + tensors["bias"] + tensors["norm"] + tensors["head"]
-        state = optimizer_bytes(plain, profile.optimizer, compute, whole=tensors["embedding"])
-        gradients = compute * sum(parts.values())
-    else:
-        state, gradients = optimizer_bytes(adapter, profile.optimizer, 4), 4 * total(adapter)
-    activations, cast = kept_activations(config, profile, method, attention), total(adapter)
+    width, held = widths(profile, method), stored(config, profile, method)
+    kept = kept_activations(config, profile, method, attention)
+    layer = layer_activations(config, profile, method, attention)
+    logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
+    largest = width.compute * max(parameter_tensors(config)["linear"])
+    table, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4
+    backward = kept + layer.peak
     if profile.activation_checkpointing:
-        activations += layer_activations(config, profile, method, attention)
-        cast //= config.num_hidden_layers
-    cast += config.vocab_size * config.hidden_size if rest_width > compute else 0  # the head
+        cast = -(-cast // config.num_hidden_layers)
+    else:
+        backward -= layer.forward
+    if method == "full":  # new gradients beside their sums: a layer's, the head's, the embedding's
+        new = width.compute * table
+        backward += largest + (new if config.tie_word_embeddings else 0)
+        backward = max(backward, kept + logits * 2 // 3 + new, kept // 2 + 3 * new)
+    if width.stream > width.compute:
+        cast += table  # the head
+    activations, gpu = max(kept, backward - logits), bool(profile.gpu_bytes)
     return MemoryPlan(
-        weights=packed_bytes(config) if method == "qlora" else compute * parts["linear"],
-        constants=constant_bytes(config, tables=True) if method == "qlora" else 0,
-        rest=rest_width * rest_parameters(config) + buffer_bytes(config),
-        adapter=4 * total(adapter),
-        gradients=gradients,
-        optimizer=state,
+        **held,
         activations=activations,
-        logits=3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size,
-        casts=compute * cast if autocast(profile) else 0,
-        workspace=compute * max(size for _, size in tensors["linear"]) if method == "qlora" else 0,
-        context=CUDA_CONTEXT if profile.gpu_bytes else 0,
+        logits=logits,
+        casts=width.compute * cast if width.autocast else 0,
+        workspace=largest if method == "qlora" else 0,
+        context=CUDA_CONTEXT if gpu else 0,
+        reserve=int(RESERVE * (activations + logits)) if gpu else 0,
     )
 
 
-def check(config: FalconConfig, profile: Profile, method: str, attention: str) -> None:
-    """ModelError or PlanError unless the arguments of `plan` make sense."""
-    check_config(config)
-    for what, value, choices in (
-        ("method", method, METHODS),
-        ("attention implementation", attention, ATTENTIONS),
-        ("optimizer", profile.optimizer, OPTIMIZERS),
-        *(("target module", name, tuple(linear_shapes(config))) for name in profile.target_modules),
-    ):
-        if value not in choices:
-            raise PlanError(f"there is no {what} {value!r} in this planner: choose one of {', '.join(choices)}")
-    for what, value in (("batch", profile.micro_batch), ("length", profile.max_length), ("rank", profile.lora_r)):
-        if not isinstance(value, int) or value < 1:
-            raise PlanError(f"a {what} of {value!r} cannot be planned: give a whole number of at least 1")
+def check(config: Config, profile: Profile, method: str, attention: str) -> None:
+    """ModelError or TutorialError unless the arguments of `plan` can be planned with."""
+    if config.model_type not in MODELLED:
+        families = ", ".join(MODELLED)
+        raise ModelError(f"{config.model_type!r} is not modelled: plan for one of {families}")
+    one_of("method", method, METHODS)
+    one_of("attention implementation", attention, ATTENTIONS)
+    one_of("optimizer", profile.optimizer, OPTIMIZERS)
+    for name in profile.target_modules:
+        one_of("target module", name, tuple(linear_shapes(config)))
 
 
 def fits(planned: MemoryPlan, gpu: str) -> bool:
-    """Whether a plan fits the card, with a few percent left for the allocator. PlanError for an unknown card."""
+    """Whether a plan fits the card with HEADROOM left; TutorialError for an unknown card."""
     return planned.total <= (1 - HEADROOM) * capacity(gpu)
 
 
-def largest_batch(config: FalconConfig, profile: Profile, gpu: str, method: str = "qlora", attention: str = "sdpa") -> int:
-    """The largest batch of `profile.max_length` tokens each whose plan fits `gpu`; 0 if not even one does."""
+def largest_batch(
+    config: Config, profile: Profile, gpu: str, method: str = "qlora", attention: str = "sdpa"
+) -> int:
+    """The largest batch of `profile.max_length` tokens each whose plan fits `gpu`, or 0."""
 
-    def fit(batch: int) -> bool:
-        return fits(plan(config, replace(profile, micro_batch=batch), method, attention), gpu)
+    def too_large(batch: int) -> bool:
+        sized = replace(profile, micro_batch=batch)
+        return not fits(plan(config, sized, method, attention), gpu)
 
-    low, high = 0, 1
-    while fit(high) and high < 2**20:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fit(middle) else (low, middle)
-    return low
+    return bisect.bisect_left(range(1, 2**20), True, key=too_large)
 
 
 def gpu_profile(model: str, gpu: str, batch: int, length: int, **changes) -> Profile:
-    """A profile to plan with on `gpu`: bfloat16 (float16 on a T4, which has no bfloat16), r = 16 on all linear layers, 8-bit paged AdamW."""
-    dtype = "float16" if gpu == "T4" else "bfloat16"
-    asked = {"model": model, "gpu_bytes": capacity(gpu), "compute_dtype": dtype, "micro_batch": batch, "max_length": length}
-    return replace(PROFILES["colab-t4"], **asked | {"name": gpu, "revision": None} | changes)
+    """A profile to plan with on `gpu`: bfloat16 where the card has it, r = 16 on all linear layers
+    of a Falcon, 8-bit paged AdamW, checkpointing; `changes` are fields of Profile.
+    """
+    asked = {"name": gpu, "model": model, "revision": None, "gpu_bytes": capacity(gpu)}
+    asked |= {"compute_dtype": CARDS[gpu]["dtype"], "micro_batch": batch, "max_length": length}
+    return replace(PROFILES["colab-t4"], **asked | changes)
 
 
-def table(config: FalconConfig, profile: Profile, gpu: str, attention: str = "sdpa") -> str:
-    """The plan of each method side by side as text, in GB, whether it fits `gpu`, and the largest batch that would."""
-    plans = {method: plan(config, profile, method, attention) for method in METHODS}
-    lines = [f"{'GB, predicted':<16}" + "".join(f"{method:>10}" for method in plans)]
-    for part in asdict(plans["qlora"]):
-        lines.append(f"{part:<16}" + "".join(f"{getattr(p, part) / 1e9:>10.3f}" for p in plans.values()))
-    lines.append(f"{'total':<16}" + "".join(f"{p.total / 1e9:>10.3f}" for p in plans.values()))
-    lines.append(f"{'fits ' + gpu:<16}" + "".join(f"{'yes' if fits(p, gpu) else 'no':>10}" for p in plans.values()))
-    batches = [largest_batch(config, profile, gpu, method, attention) for method in METHODS]
-    lines.append(f"{'largest batch':<16}" + "".join(f"{batch:>10}" for batch in batches))
-    return "\n".join(lines)
+def card_plan(
+    config: Config, profile: Profile, method: str, cards: int, strategy: str
+) -> MemoryPlan:
+    """What each of `cards` cards holds with `profile.micro_batch` examples on each: not measured.
+
+    "ddp": the whole model, and a second copy of the gradients, the buckets that are summed. "fsdp":
+    parameters, gradients and optimizer state in equal parts; quantization constants whole; and,
+    under `workspace`, what is gathered at a time: embedding and head, the layer at work and the
+    next one. FSDP is planned with torch's AdamW: 8-bit optimizers do not know sharded parameters.
+    """
+    one_of("strategy", strategy, STRATEGIES)
+    if not isinstance(cards, int) or cards < 1:
+        raise TutorialError(f"{cards!r} cards cannot be planned for: give a whole number from 1 on")
+    if cards == 1 or strategy == "ddp":
+        alone = plan(config, profile, method)
+        return replace(alone, gradients=alone.gradients * min(cards, 2))
+    alone = plan(config, replace(profile, optimizer="adamw_torch"), method)
+    layers, rest = config.num_hidden_layers, alone.rest - buffer_bytes(config)
+    outside = count_parameters(config)["embedding"] + 2 * config.hidden_size
+    root = rest // rest_parameters(config) * outside
+    layer = (alone.weights + alone.adapter + rest - root) // layers
+    gathered = max(root if method == "full" else 0, alone.gradients // layers)
+
+    def share(size: int) -> int:
+        return -(-size // cards)
+
+    return replace(
+        alone,
+        weights=share(alone.weights),
+        rest=share(rest) + buffer_bytes(config),
+        adapter=share(alone.adapter),
+        gradients=share(alone.gradients) + gathered,
+        optimizer=share(alone.optimizer),
+        workspace=alone.workspace + root + 2 * layer,
+    )
+
+
+def cards_needed(
+    config: Config, profile: Profile, method: str, gpu: str, strategy: str = "fsdp", most: int = 8
+) -> int | None:
+    """The fewest cards of 1, 2, 4, ... up to `most` on which the plan fits `gpu`; None if none."""
+    for cards in (2**power for power in range(most.bit_length())):
+        if fits(card_plan(config, profile, method, cards, strategy), gpu):
+            return cards
+    return None
+
+
+def hours(
+    tokens: float, tokens_per_second: float, cards: int = 1, efficiency: float = 1.0
+) -> float:
+    """Hours for `tokens` at a measured rate; each of several cards keeps `efficiency` of it."""
+    given = {"tokens": tokens, "tokens a second": tokens_per_second, "cards": cards}
+    for what, value in (given | {"efficiency": efficiency}).items():
+        if not value > 0:
+            raise TutorialError(f"{what} of {value!r} give no time: give a number above 0")
+    return tokens / (tokens_per_second * cards * efficiency) / 3600
+
+
+def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -> str:
+    """The plan of each method as text, in GB, whether it fits `gpu`, and the largest batch; of a
+    family that is not MODELLED only what is held from step to step.
+    """
+    if config.model_type not in MODELLED:
+        columns = [stored(config, profile, method) for method in METHODS]
+        last = {"activations": ["not modelled"]}
+    else:
+        plans = [plan(config, profile, method, attention) for method in METHODS]
+        columns = [asdict(planned) | {"total": planned.total} for planned in plans]
+        last = {f"fits {gpu}": ["yes" if fits(planned, gpu) else "no" for planned in plans]}
+        batches = [largest_batch(config, profile, gpu, method, attention) for method in METHODS]
+        last["largest batch"] = batches
+    rows = {part: [f"{column[part] / 1e9:.3f}" for column in columns] for part in columns[0]}
+    rows = {"GB, predicted": METHODS} | rows | last
+    return "\n".join(f"{name:<16}" + "".join(f"{x:>10}" for x in row) for name, row in rows.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit status is that of `helpers.command`."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.memory", description="Predict the memory of tuning a Falcon.")
-    parser.add_argument("--model", default=FALCON_7B, help=f"{', '.join(KNOWN_CONFIGS)}, or a local config.json")
-    parser.add_argument("--gpu", default="T4", help=f"one of {', '.join(GPUS)}; default T4")
-    parser.add_argument("--batch", type=command.whole("batch size"), default=1, help="examples in one forward pass; default 1")
-    parser.add_argument("--length", type=command.whole("length in tokens"), default=512, help="tokens an example; default 512")
-    parser.add_argument("--rank", type=command.whole("rank"), default=16, help="of the adapters; default 16")
-    parser.add_argument("--optimizer", default="paged_adamw_8bit", help=f"one of {', '.join(OPTIMIZERS)}")
-    parser.add_argument("--attention", default="sdpa", help=f"one of {', '.join(ATTENTIONS)}; default sdpa")
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations instead of recomputing them")
+    """The command line; its exit status is that of `environment.exit_status`."""
+    parser = argparse.ArgumentParser("python -m helpers.memory", description="Plan memory.")
+    option = parser.add_argument
+    option("--model", default=FALCON_7B, help=f"{', '.join(KNOWN_CONFIGS)}, or a config.json")
+    option("--gpu", default="T4", help=f"one of {', '.join(GPUS)}; default T4")
+    option("--batch", type=whole_number(), default=1, help="examples in a forward pass; default 1")
+    option("--length", type=whole_number(2), default=512, help="tokens an example; default 512")
+    option("--rank", type=whole_number(), default=16, help="of the adapters; default 16")
+    option("--optimizer", default="paged_adamw_8bit", help=f"one of {', '.join(OPTIMIZERS)}")
+    option("--attention", default="sdpa", help=f"one of {', '.join(ATTENTIONS)}; default sdpa")
+    option("--no-checkpointing", action="store_true", help="keep activations, recompute none")
     args = parser.parse_args(arguments)
-    changes = {"lora_r": args.rank, "optimizer": args.optimizer, "activation_checkpointing": not args.no_checkpointing}
+    changes = {"lora_r": args.rank, "optimizer": args.optimizer}
+    changes["activation_checkpointing"] = not args.no_checkpointing
 
     def work() -> None:
         config = read_config(args.model)
+        changes["target_modules"] = tuple(linear_shapes(config))
         profile = gpu_profile(args.model, args.gpu, args.batch, args.length, **changes)
         text = table(config, profile, args.gpu, args.attention)
-        print(
-            f"{args.model}, {sum(count_parameters(config).values()):,} parameters; batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
-        )
-        print(text)
+        size = sum(count_parameters(config).values())
+        batch = f"batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
+        print(f"{args.model}, {size:,} parameters; {batch}\n{text}")
 
-    return command.status(work, "interrupted")
+    return exit_status(work)
 
 
 if __name__ == "__main__":

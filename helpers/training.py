@@ -1,281 +1,381 @@
-"""Training with the transformers Trainer: arguments from a profile, progress, checkpoints that are proven sound, resume, results.
+"""The command line's whole run: load, prove, score, fine-tune, score again, save.
 
-`python -m helpers.training --profile tiny` runs what notebook 05 steps through, `accelerate launch -m helpers.training` the same on
-several processes (notebook 08). On top of all other helpers.
+`python -m helpers.training --profile tiny` does what notebook 05 writes out, with the same numbers;
+`accelerate launch -m helpers.training` the same on several processes (notebook 08).
 """
 
 import argparse
+import json
 import os
+import platform
+import re
+import resource
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
+import torch
+from accelerate import PartialState
 from datasets import Dataset
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
 
-from helpers import (
-    command,
-    data_report,
-    evaluation,
-    files,
-    loading,
-    plotting,
-    processes,
-    prompting,
-    quantized_cache,
-    records,
-    results,
-)
-from helpers.checkpoints import (
-    SafeTrainer,
-    SoundCheckpoints,
-    StopOnInterrupt,
-    discard_unsound,
-    newest_checkpoint,
-    run_identity,
-    step_of,
-)
-from helpers.divergence import StopOnDivergence
-from helpers.errors import DataError, NotQuantizedError, NotShardedError
-from helpers.outputs import output_folder, run_folder
-from helpers.profiles import ROOT, Profile, check_settings
+from helpers import checkpoints, environment, evaluation, loading, profiles, prompting, records
+from helpers.environment import ROOT
+from helpers.errors import DataError, NotQuantizedError, TutorialError
+from helpers.profiles import Profile
 
 
-def training_arguments(profile: Profile, output: Path, seed: int) -> TrainingArguments:
-    """The profile as TrainingArguments. Mixed precision follows the compute dtype: float16 brings its loss scaling with it."""
-    return TrainingArguments(
-        output_dir=str(output / "checkpoints"),
+def training_arguments(profile: Profile, folder: Path, seed: int, validation: bool = False):
+    """The profile as TrainingArguments, see notebook 05; `folder` takes the checkpoints."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
         max_steps=profile.max_steps,
         per_device_train_batch_size=profile.micro_batch,
         gradient_accumulation_steps=profile.accumulation,
+        per_device_eval_batch_size=profile.micro_batch,
         learning_rate=profile.learning_rate,
+        weight_decay=profile.weight_decay,
         lr_scheduler_type="cosine",
         warmup_steps=profile.warmup_steps,
         optim=profile.optimizer,
         bf16=profile.compute_dtype == "bfloat16" and profile.device == "cuda",
-        fp16=profile.compute_dtype == "float16",
+        fp16=profile.compute_dtype == "float16",  # brings its loss scaling with it
         use_cpu=profile.device == "cpu",
-        train_sampling_strategy="sequential",  # the data set already lies in length-grouped order
+        train_sampling_strategy="sequential",  # the rows already lie in length-grouped order
         remove_unused_columns=False,
         dataloader_pin_memory=profile.device == "cuda",
+        eval_strategy="steps" if validation else "no",
+        eval_steps=max(1, profile.max_steps // 4),
         save_steps=profile.save_steps,
         save_total_limit=2,
         logging_steps=1,
         ddp_find_unused_parameters=False,  # every adapter is used in every pass
-        include_num_input_tokens_seen="non_padding",  # summed over all processes: what shows that together they see every token once
+        include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to="none",
-        disable_tqdm=True,  # Progress below draws the bar
         seed=seed,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot copy a 4-bit model
+    return arguments
 
 
-class Progress(TrainerCallback):
-    """A bar in the terminal, a live curve in a notebook."""
+def fine_tune(
+    model,
+    tokenizer,
+    train: Dataset,
+    profile: Profile,
+    output: str | Path,
+    seed: int = 0,
+    resume: bool = False,
+    validation: Dataset | None = None,
+) -> dict:
+    """Train the adapters of `model` on encoded rows and return losses and speed.
 
-    def __init__(self, total_steps: int):
-        self.total, self.losses, self.bar, self.live = total_steps, [], None, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        if not state.is_world_process_zero:
-            return
-        if plotting.in_notebook():
-            self.live = plotting.LiveLoss(self.total)
-        else:
-            self.bar = tqdm(total=self.total, initial=state.global_step, desc="training", unit="step")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        self.losses.append(logs["loss"])
-        if self.live:
-            self.live.update(self.losses)
-        elif self.bar:
-            self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.live:
-            self.live.update(self.losses, force=True)
-        elif self.bar:
-            self.bar.close()
-
-
-def build_trainer(model, tokenizer, encoded: Dataset, profile: Profile, output: Path, seed: int = 0) -> Trainer:
-    """A Trainer over `encoded` in length-grouped order, with progress, sound checkpoints, a clean stop on interrupt, and DivergedError when
-    the numbers go wrong. ProfileError for settings that cannot be, DataError for examples without a label or too few of them.
+    Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
+    the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
+    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk.
     """
-    check_settings(profile)
-    prompting.check_labels(encoded)
-    arguments = training_arguments(processes.share(profile, processes.world().size), output, seed)
-    batch = profile.micro_batch * profile.accumulation  # of one optimizer step, over all processes
-    lengths = [len(ids) for ids in encoded["input_ids"]]
+    prompting.check_labels(train)
+    state = PartialState(cpu=profile.device == "cpu")
+    mine, leads = checkpoints.share(profile, state.num_processes), state.is_main_process
+    batch = profile.micro_batch * profile.accumulation  # of one step, over all processes
+    lengths = [len(ids) for ids in train["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
-    trainer = SafeTrainer(
+    folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
+    newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
+    if resume:
+        found = f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
+        state.print(found)
+    if leads and not newest:
+        checkpoints.remove_all(folder)
+    state.wait_for_everyone()
+    stop, progress = checkpoints.StopOnInterrupt(), checkpoints.Progress()
+    divergence, marker = checkpoints.StopOnDivergence(), checkpoints.Checkpoints(identity)
+    trainer = Trainer(
         model=model,
-        args=arguments,
-        train_dataset=encoded.select(order),
-        data_collator=prompting.Collator(tokenizer.eos_token_id),
-        callbacks=[StopOnDivergence(), Progress(profile.max_steps), SoundCheckpoints(run_identity(profile, encoded, seed))],
+        args=training_arguments(mine, folder, seed, validation is not None),
+        train_dataset=train.select(order),
+        eval_dataset=validation and validation.select(range(min(64, len(validation)))),
+        data_collator=prompting.collator(tokenizer),
+        callbacks=[divergence, progress, marker, stop],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def train(trainer: Trainer, resume: bool = False) -> dict:
-    """Train, or go on from the newest sound checkpoint, and return losses and speed.
-
-    Raises KeyboardInterrupt, with how to go on, after an interrupt has been turned into a checkpoint.
-    """
-    folder = Path(trainer.args.output_dir)
-    identity = next(c.identity for c in trainer.callback_handler.callbacks if isinstance(c, SoundCheckpoints))
-    checkpoint = newest_checkpoint(folder.parent, identity) if resume else None
-    here = processes.world()
-    if here.leads and checkpoint:
-        discard_unsound(folder)
-    elif here.leads and folder.exists():
-        files.discard(folder)
-    first = step_of(checkpoint) if checkpoint else 0
-    if resume:
-        here.say(f"resuming from {checkpoint.name}" if checkpoint else "no sound checkpoint found: starting at step 0")
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     began = time.monotonic()
-    with StopOnInterrupt() as stop:
-        trainer.add_callback(stop)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:  # an error's sentence begins on a line of its own
-            for bar in [c.bar for c in trainer.callback_handler.callbacks if isinstance(c, Progress) and c.bar]:
-                bar.close()
-        trainer.remove_callback(stop)
-    seconds = time.monotonic() - began
-    if stop.asked and trainer.state.global_step < trainer.args.max_steps:
+    try:
+        with environment.writing(folder, "make room on that disk, then go on with --resume"):
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    finally:
+        progress.close()
+        stop.release()
+    seconds, steps = time.monotonic() - began, trainer.state.global_step
+    if stop.asked and steps < profile.max_steps:
         raise KeyboardInterrupt(
-            f"stopped at step {trainer.state.global_step} of {trainer.args.max_steps}; its checkpoint is saved, run again with --resume (resume=True) to go on"
+            f"stopped at step {steps} of {profile.max_steps}; its checkpoint is saved, run again "
+            "with "
+            "--resume (resume=True) to go on"
         )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seen = trainer.train_dataset["input_ids"][first * len(trainer.train_dataset) // trainer.args.max_steps :]
+    first = checkpoints.step_of(newest) if newest else 0
     return {
         "train_seconds": round(seconds, 2),
-        "steps": trainer.state.global_step,
+        "steps": steps,
         "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 6),
-        "useful_tokens_per_second": round(sum(map(len, seen)) / seconds, 1),
+        "useful_tokens_per_second": round(
+            sum(lengths[i] for i in order[first * batch :]) / seconds, 1
+        ),
         "losses": losses,
     }
 
 
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
+    begins at what the parent held. Elsewhere ru_maxrss (bytes on macOS, else KiB).
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def settings(profile: Profile, seed: int) -> dict:
+    """What decides an adapter beside data and versions, as JSON reads it back."""
+    return json.loads(json.dumps(asdict(replace(profile, max_new_tokens=1)) | {"seed": seed}))
+
+
+def collect(profile: Profile, seed: int, model, proof, training: dict, **more) -> dict:
+    """The record of a run, keys as in results.json; `more` holds data and scores."""
+    return {
+        "profile": profile.name,
+        "model": profile.model,
+        "revision": profile.revision,
+        "seed": seed,
+        "settings": settings(profile, seed),
+        "versions": environment.versions(),
+        "parameters_total": model.get_nb_trainable_parameters()[1],
+        "parameters_trainable": loading.trainable_parameters(model),
+        **asdict(proof),
+        "max_new_tokens": profile.max_new_tokens,
+        **more,
+        **{key: value for key, value in training.items() if key != "losses"},
+        "total_seconds": round(time.time() - psutil.Process().create_time(), 2),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def save(model, tokenizer, profile: Profile, record: dict, output: str | Path) -> Path:
+    """Write adapter (first) and results.json (last) to `output`; returns the adapter's folder."""
+    results = Path(output) / "results.json"
+    results.unlink(missing_ok=True)  # it tells of the adapter before
+    adapter = loading.save_adapter(model, Path(output) / "adapter", profile, record, tokenizer)
+    shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else Path(adapter.name)
+    environment.write_text(
+        results, json.dumps(record | {"adapter_dir": str(shown)}, indent=2) + "\n"
+    )
+    return adapter
+
+
+def table(record: dict) -> str:
+    """Before, after and new wordings as text, one line a score."""
+    columns = {name: record[key] for name, key in SCORES.items() if record[key]}
+    lines = [f"{'score':<14}" + "".join(f"{name:>10}" for name in columns)]
+    flat = [score | score["fields"] for score in columns.values()]
+    names = [name for name, value in flat[0].items() if isinstance(value, float)]
+    return "\n".join(lines + [f"{n:<14}" + "".join(f"{s[n]:>10.3f}" for s in flat) for n in names])
+
+
+SCORES = {"before": "before", "after": "after", "reworded": "after_reworded"}  # columns and keys
+
+
+def examples(prompts: Sequence[str], **answers: Sequence[str]) -> str:
+    """The first three prompts, shortened, each with its answers by name."""
+    blocks = []
+    for i, prompt in enumerate(prompts[:3]):
+        shown = prompt if len(prompt) <= 300 else prompt[:297] + "..."
+        rows = [f"  {name:<8}{texts[i]!r}" for name, texts in answers.items()]
+        blocks += [f"message   {shown}", *rows]
+    return "\n".join(blocks)
+
+
+def prepare(splits: dict[str, Dataset], tokenizer, profile: Profile):
+    """(splits, encoded splits, profile): too long rows are left out of every split and told, and
+    the limit of tokens for an answer is that of the longest answer in train, with a little room.
+    """
+    splits, encoded = dict(splits), {}
+    for name, split in splits.items():
+        encoded[name], too_long = prompting.encode(split, tokenizer, profile.max_length)
+        if too_long:
+            print(
+                f"{name}: {len(too_long)} rows longer than {profile.max_length} tokens are left out"
+            )
+            splits[name] = split.select(sorted(set(range(len(split))) - set(too_long)))
+    return (
+        splits,
+        encoded,
+        replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"])),
+    )
+
+
 def run(
     profile: Profile,
+    splits: dict[str, Dataset] | None = None,
     seed: int = 0,
     output: str | Path | None = None,
-    data: str | None = None,
-    columns: tuple[str, str] = ("prompt", "answer"),
     resume: bool = False,
     scoring: bool = True,
     cache: str | None = None,
-) -> dict:
-    """The whole of notebook 05: load, score the base, train, score again, save the adapter and results.json; returns the results.
+    data: str = "data/tickets",
+) -> dict | None:
+    """The whole run; writes adapter and results.json to `output` (default runs/<profile>), returns
+    it.
 
-    Without `data` the tickets are used, with their own test splits; else a tenth of `data` (at most 300 rows) is held out. `scoring` False
-    leaves the scores out (None). `cache` is a folder for the quantized base, see `helpers.quantized_cache`. On several processes all train,
-    each on its share of every batch; the first one alone prints, scores and writes, and the others return None. Raises LaunchError if their
-    number does not divide the batch, NotShardedError under accelerate's FSDP.
+    `splits`: train, validation, test, perhaps test_reworded (default: the tickets); `data` names
+    them. `scoring` False leaves the scores out; `cache`: see `loading.load_base`. Of several
+    processes all train, each on its share of every batch; the first alone scores and writes, the
+    others return None.
     """
-    began, here = psutil.Process().create_time(), processes.world()
-    check_settings(profile)
-    mine = processes.share(profile, here.size)
+    state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise NotShardedError(
-            "helpers.training keeps the whole model in every process and was started with accelerate's FSDP: start helpers.sharding to spread one model over processes, or leave --use_fsdp out"
+        raise TutorialError(
+            "helpers.training keeps the whole model in every process and was started with FSDP: "
+            "leave "
+            "--use_fsdp out; notebook 08 shows how one model is spread"
         )
-    folder = output_folder(profile, output) if here.leads else run_folder(profile, output)
-    if data is None:
-        train_set, test, reworded = (records.read_tickets(split) for split in ("train", "test", "test_reworded"))
-    else:
-        (train_set, test), reworded = records.split_records(records.read_records(data, *columns)), None
+    mine = checkpoints.share(profile, state.num_processes)
+    output = Path(output) if output else environment.runs_folder() / profile.name
+    environment.check_writable(output)
     tokenizer = loading.load_tokenizer(profile)
-    encoded, left_out = prompting.encode(train_set, tokenizer, profile.max_length)
-    if data is not None and here.leads:
-        print(data_report.inspect_data(train_set, test, tokenizer, profile.max_length))
-    here.say(f"{len(encoded)} training examples, {left_out} left out as too long; {len(test)} test examples")
-
-    if len(encoded) < profile.micro_batch * profile.accumulation:
+    splits, encoded, profile = prepare(splits or records.ticket_splits(), tokenizer, profile)
+    batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
+    if count < batch:
         raise DataError(
-            f"a step takes {profile.micro_batch * profile.accumulation} examples and there are {len(encoded)} to train on: add data"
+            f"a step takes {batch} examples and there are {count} to train on: add data"
         )
-    batch = f"{mine.accumulation} x {mine.micro_batch}" if mine.accumulation > 1 else mine.micro_batch
-    here.say(f"processes: {here.size}, each with {batch} of the {profile.micro_batch * profile.accumulation} examples of a step")
-    device = here.device(profile)
-    model = quantized_cache.load_base(profile, cache, device) if cache else loading.load_base(profile, device)
-    proof = loading.prove_4bit(model)
-    here.say(
-        f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, {proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
+    state.print(", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples")
+    each = f"{mine.accumulation} x {mine.micro_batch}"
+    state.print(
+        f"processes: {state.num_processes}, each with {each} of the {batch} examples of a step"
     )
-
-    def answer(split):
-        return prompting.generate(model, tokenizer, split["prompt"], profile.max_new_tokens, profile.eval_batch)
-
+    model = loading.load_base(profile, str(state.device), cache)
+    proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
+    state.print(
+        f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, "
+        f"{proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
+    )
+    model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
     scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-    scoring = scoring and here.leads
-    if scoring:
-        perplexity = evaluation.perplexity(model, tokenizer, (ROOT / "data" / "heldout.txt").read_text(encoding="utf-8"))
-        before = answer(test)
-        scores |= {"before": evaluation.score(before, test["answer"]), "perplexity_before": round(perplexity, 4)}
+    scoring, test = scoring and state.is_main_process, splits["test"]
 
-    fingerprint = loading.base_fingerprint(model)
-    model = loading.attach_lora(model, profile, seed)
-    training = train(build_trainer(model, tokenizer, encoded, profile, folder, seed), resume)
+    def answer(split: Dataset) -> tuple[list[str], dict]:
+        limit, prompts = profile.max_new_tokens, split["prompt"]
+        answers = prompting.generate(model, tokenizer, prompts, limit, profile.eval_batch)
+        return answers, evaluation.score(answers, split["answer"])
+
+    if scoring:
+        before, scores["before"] = answer(test)
+        perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
+        scores["perplexity_before"] = round(perplexity, 4)
+    state.wait_for_everyone()
+    rows = encoded["train"], encoded["validation"]
+    training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
     if loading.base_fingerprint(model) != fingerprint:
-        raise NotQuantizedError(
-            "the 4-bit base changed while the adapter was trained: report this with the versions in results.json"
-        )
-    if not here.leads:
+        raise NotQuantizedError("the 4-bit base changed in training: report this with its versions")
+    if not state.is_main_process:
         return None
-    adapter = loading.save_adapter(model, folder / "adapter")
-
     if scoring:
-        after = answer(test)
-        if empty := sum(not text for text in after):
-            here.say(
-                f"{empty} of {len(after)} answers are empty: the model ends at once, look for short or empty answers in the data"
+        after, scores["after"] = answer(test)
+        if "test_reworded" in splits:
+            _, scores["after_reworded"] = answer(splits["test_reworded"])
+        print(examples(test["prompt"], before=before, after=after, wanted=test["answer"]))
+        if cut := prompting.cut_off(tokenizer, after, profile.max_new_tokens):
+            print(
+                f"{cut} of {len(after)} answers reach their limit of {profile.max_new_tokens} "
+                "tokens"
             )
-        scores["after"] = evaluation.score(after, test["answer"])
-        scores["after_reworded"] = evaluation.score(answer(reworded), reworded["answer"]) if reworded else None
-    record = results.collect(profile, seed, model, proof, scores, training, time.time() - began, adapter)
-    path = results.write(record, folder)
+    record = collect(profile, seed, model, proof, training, data=data, **scores)
+    save(model, tokenizer, profile, record, output)
     if scoring:
-        print(results.examples(test["prompt"], before, after, test["answer"]))
-        print(results.table(record))
-    print(
-        f"trained {record['steps']} steps in {record['train_seconds']:.0f} s; adapter and {path.name} are in {record['adapter_dir'].removesuffix('/adapter')}"
-    )
+        print(table(record))
+    seconds = record["train_seconds"]
+    print(f"trained {record['steps']} steps in {seconds:.0f} s; adapter and results.json: {output}")
     return record
 
 
+def write_recipe(path: str | Path, **constants) -> None:
+    """Write notebook 05's cells tagged `recipe` as one script, with `constants` in its form.
+
+    The tickets are its data if no others are given, the tiny Falcon its model where there is no
+    GPU.
+    """
+    notebook = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
+    form, *others = ["".join(cell["source"]) for cell in tagged]
+    defaults = {"DATA": str(records.TICKETS / "train.jsonl")}
+    if not torch.cuda.is_available():
+        defaults |= {"MODEL": profiles.PROFILES["tiny"].model_path, "REVISION": ""}
+    form = re.sub(r"(?m)^# @title |  # @param.*$", lambda m: "# " * (m[0][0] == "#"), form)
+    for name, value in (defaults | constants).items():
+        line = f"{name} = {value!r}"
+        form, found = re.subn(rf"(?m)^{name} = .*$", lambda _, line=line: line, form)
+        if not found:
+            raise TutorialError(f"the recipe has no {name!r}: give one of the names in its form")
+    environment.write_text(Path(path), "\n\n\n".join([form, *others]) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit status is that of `helpers.command`."""
+    """The command line; exit status as `environment.exit_status`."""
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.training", description="Fine-tune a Falcon with QLoRA: score, train, score again, save."
+        prog="python -m helpers.training",
+        description="Fine-tune with QLoRA: score, train, score again, save.",
     )
-    command.add_run_options(parser)
-    parser.add_argument("--data", type=command.named, help="JSONL, CSV or Parquet file, or hub data set, in place of the tickets")
-    parser.add_argument("--prompt-column", default="prompt")
-    parser.add_argument("--answer-column", default="answer")
-    parser.add_argument(
-        "--cache-4bit", type=command.named, metavar="DIR", help="keep the quantized base in DIR and load it from there next time"
-    )
-    parser.add_argument("--no-scoring", action="store_true", help="train and save only, do not answer the test messages")
+    number, name = environment.whole_number(), environment.not_empty
+    names = ", ".join(profiles.PROFILES)
+    add = parser.add_argument
+    add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
+    add("--seed", type=environment.whole_number(0, 2**32 - 1), default=0)
+    add("--steps", type=number, help="optimizer steps; default the profile's")
+    add("--save-steps", type=number, help="between checkpoints; default the profile's")
+    add("--output", type=name, help="folder for adapter and checkpoints; default runs/<profile>")
+    add("--resume", action="store_true", help="go on from the newest sound checkpoint")
+    add("--data", type=name, help="a file or a hub data set, in place of the tickets")
+    add("--prompt-column", action="append", help="of --data; may be given several times")
+    add("--answer-column", help="of --data")
+    add("--split", default="train", help="of a hub data set, slices too; default train")
+    add("--config", help="of a hub data set")
+    add("--drop-bad-rows", action="store_true", help="leave out rows that cannot be used")
+    add("--cache-4bit", type=name, metavar="DIR", help="keep the quantized base in DIR")
+    add("--no-scoring", action="store_true", help="train and save only")
+    add("--write-recipe", type=name, metavar="FILE", help="write notebook 05's recipe, and end")
     args = parser.parse_args(arguments)
-    columns = (args.prompt_column, args.answer_column)
 
     def work() -> None:
-        with processes.loss_of_a_process_is_told():
-            profile = command.chosen_profile(args)
-            run(profile, args.seed, args.output, args.data, columns, args.resume, not args.no_scoring, args.cache_4bit)
+        if args.write_recipe:
+            write_recipe(args.write_recipe)
+            return
+        asked = {"max_steps": args.steps, "save_steps": args.save_steps}
+        asked = {key: value for key, value in asked.items() if value}
+        profile = replace(profiles.resolve(args.profile), **asked)
+        splits, data = None, "data/tickets"
+        if args.data:
+            columns, options = (args.prompt_column, args.answer_column), (args.split, args.config)
+            batch = profile.micro_batch * profile.accumulation
+            special = loading.load_tokenizer(profile).all_special_tokens
+            rules = (args.drop_bad_rows, args.seed, batch, special)
+            splits = records.own_splits(args.data, *columns, *options, *rules)
+            data = Path(args.data).name
+        scoring, cache = not args.no_scoring, args.cache_4bit
+        run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)
 
-    return command.status(work, "interrupted: run again with --resume to go on from the newest checkpoint, if one was saved")
+    advice = (
+        "interrupted: run again with --resume to go on from the newest checkpoint, if there is one"
+    )
+    return environment.exit_status(work, advice)
 
 
 if __name__ == "__main__":

@@ -1,85 +1,49 @@
-"""Judges of the exercises of notebook 03. Imports judging, gpus and memory."""
+"""Judges of the exercises of notebook 03."""
 
 import torch
-from torch.nn import functional as F
 
 from helpers import memory
-from helpers.exercises.judging import as_mapping, as_number, as_tuple, call, exercise, expect, judge_number, judge_tensor
+from helpers.exercises import call, expect, judge
 
 
-@exercise("03.1")
-def lost_steps(answer: object) -> str:
-    """Share of B's numbers that one small SGD step changes, for an adapter in float32 and one in bfloat16."""
-    shares = as_mapping(answer, (torch.float32, torch.bfloat16), "the two shares by dtype, torch.float32 and torch.bfloat16")
-    wide, narrow = (as_number(share, f"the share in {dtype}") for dtype, share in shares.items())
-    expect(min(wide, narrow) >= 0 and max(wide, narrow) <= 1, "a share lies between 0 and 1: divide by the number of elements")
-    expect(wide >= narrow, "the two dtypes have changed places: which of the two has room for a small change?")
-    expect(wide > 0, "nothing moved in float32 either: was the step taken, and was a clone of B kept from before it?")
-    expect(wide != narrow, "both dtypes give the same: was `adapter_dtype` passed on, and do both B begin at one?")
-    expect(wide > 0.9, "in float32 nearly every number should move: is every element compared?")
-    one, step = torch.tensor(1.0, dtype=torch.bfloat16), 1e-4
-    left = float(one - step != one)  # what becomes of a number near one
-    expect(narrow == left, "too many moved in bfloat16: is B near one, and the step as small as the exercise says?")
-    return "a sum in bfloat16 is rounded back to where it was, which is why peft raises adapters to float32"
+def exercise_1(answer: object) -> None:
+    """The two shares, in a dict with the keys torch.float32 and torch.bfloat16."""
+    wide, narrow = float(answer[torch.float32]), float(answer[torch.bfloat16])
+    expect(wide >= narrow, "the two have changed places: which dtype has room for a small change?")
+    expect(0.9 < wide <= 1, "in float32 nearly every number moves, and a share is at most 1")
+    expect(narrow == 0, "too many moved in bfloat16: was `adapter_dtype` passed on?")
 
 
-@exercise("03.2")
-def double_quantization_of_40b(answer: object) -> str:
-    """(GB that double quantization saves on Falcon-40b, whether the model fits an A100 of 40 GB without it)."""
-    saved, fits = as_tuple(answer, 2, "the GB that are saved, and whether it fits without")
+def exercise_2(answer: object) -> None:
+    """The saving in GB, and True or False."""
+    saved, fits = answer
     config = memory.known_config(memory.FALCON_40B)
-    single, double = memory.constant_bytes(config, double_quant=False), memory.constant_bytes(config)
-    small = memory.known_config("tiiuae/falcon-7b")
-    mistakes = [
-        (single / 1e9, "those are all constants without double quantization: subtract what remains with it"),
-        (double / 1e9, "those are the constants that remain: how much larger were they before?"),
-        ((memory.constant_bytes(small, double_quant=False) - memory.constant_bytes(small)) / 1e9, "that is Falcon-7b: the exercise is about its larger sister"),
-    ]  # fmt: skip
-    judge_number(saved, (single - double) / 1e9, "the saving", mistakes, rel=5e-3)
+    single = 4 * memory.count_parameters(config)["linear"] / 64  # bytes: a float32 for each block
+    saving = single * (1 - 1 / 4 - 1 / 256)  # 8 bits for each, and a float32 for 256 of them
+    mistakes = {single / 1e9: "that is all without it: subtract what remains with it"}
+    judge(saved, saving / 1e9, mistakes, 5e-3, "the saving")
     plan = memory.plan(config, memory.gpu_profile(memory.FALCON_40B, "A100-40GB", 1, 512))
-    expect(isinstance(fits, bool), "the second part is a yes or no: give True or False")
-    expect(
-        fits == (plan.total + single - double < memory.capacity("A100-40GB")),
-        "add the saving to the plan's total, and compare again",
-    )
-    return "a gigabyte or two decides only where the card is nearly full"
+    enough = plan.total + saving < memory.capacity("A100-40GB")
+    expect(fits is enough, "add the saving to the plan's total, compare again, give True or False")
 
 
-@exercise("03.3")
-def without_the_scale(answer: object) -> str:
-    """What `compare` says of Y, dX, dA and dB when the layer by hand has lost its scale of 2."""
-    parts = as_tuple(answer, 4, "the differences of Y, dX, dA and dB that `compare` returned")
-    differences = [as_number(part, "a difference") for part in parts]
-    expect(min(differences) >= 0, "a difference is negative: `compare` gives magnitudes")
-    expect(max(differences) > 1e-3, "nothing differs: the scale is still there, or both layers have lost it")
-    expect(min(differences) > 1e-3, "one of the four agrees, and none should: the scale reaches all of them")
-    missing = 1 - 1 / 2  # a gradient of A or B is proportional to the scale, which is alpha / r = 2
-    expect(max(differences) < 1, "that is more than a forgotten scale does: set it to one, and change nothing else")
-    expect(
-        abs(differences[2] - differences[3]) < 1e-3, "A and B lose the same share of their gradients: is the order Y, dX, dA, dB?"
-    )
-    expect(abs(differences[2] - missing) < 1e-3, "that scale is not the one of a layer without any: set it to one")
-    return "every one of the four notices, the gradients of A and B by exactly the share that is missing"
+def exercise_3(answer: object) -> None:
+    """Four differences, of Y, dX, dA and dB, as `compare` returned them."""
+    Y, dX, dA, dB = map(float, answer)
+    expect(min(Y, dX, dA, dB) > 1e-3, "one of the four agrees: the scale reaches all of them")
+    expect(abs(dA - dB) < 1e-3, "dA and dB lose the same share: is the order Y, dX, dA, dB?")
+    missing = 1 - 1 / 2  # gradients of A and B are proportional to the scale, alpha / r = 2
+    expect(abs(dA - missing) < 1e-3, "that is another scale than none: set it to one")
 
 
-@exercise("03.4")
-def adapter_gradients(answer: object) -> str:
-    """A function that gives the gradients of A and B without autograd, held against autograd."""
-    generator = torch.Generator().manual_seed(0)
-    x, grad = (torch.randn(2, 5, side, generator=generator) for side in (24, 16))
-    A = torch.randn(3, 24, generator=generator, requires_grad=True)
-    B = torch.randn(16, 3, generator=generator, requires_grad=True)
-    scaling = 1.75
-    dA, dB = torch.autograd.grad(scaling * F.linear(F.linear(x, A), B), (A, B), grad)
-    found = as_tuple(call(answer, x, grad, A.detach(), B.detach(), scaling), 2, "the gradients of A and of B")
-    expect(all(isinstance(part, torch.Tensor) for part in found), "both gradients must be tensors")
-    expect(not (found[0].shape == dB.shape and found[1].shape == dA.shape), "the two have changed places: return A's first")
-    expect(all(part.dim() == 2 for part in found), "a gradient has the shape of its matrix: sum over the batch axes")
-    for name, mine, truth in (("the gradient of A", found[0], dA), ("the gradient of B", found[1], dB)):
-        mistakes = [
-            (truth / scaling, f"{name} lacks the scale, which stands in front of the whole update"),
-            (truth * scaling, f"{name} has the scale twice"),
-            (truth / 10, f"{name} is a mean over the tokens: gradients are sums"),
-        ]
-        judge_tensor(mine, truth, name, mistakes)
-    return "two thin products for each, and no matrix of W's size anywhere"
+def exercise_4(answer: object) -> None:
+    """A function that returns two tensors, the gradients of A (r, in) and of B (out, r)."""
+    x, grad = torch.randn(2, 5, 24), torch.randn(2, 5, 16)
+    A, B = torch.randn(3, 24, requires_grad=True), torch.randn(16, 3, requires_grad=True)
+    truths = torch.autograd.grad(1.75 * x @ A.T @ B.T, (A, B), grad)
+    for name, found, truth in zip("AB", call(answer, x, grad, A, B, 1.75), truths, strict=True):
+        mistakes = {
+            truth / 1.75: f"the gradient of {name} lacks the scale",
+            truth / 10: f"the gradient of {name} is a mean over the tokens: gradients are sums",
+        }
+        judge(found, truth, mistakes, what=f"the gradient of {name}")
