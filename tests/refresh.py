@@ -1,9 +1,12 @@
-"""Execute notebooks and store their outputs: the only way that stored outputs change. `python tests/refresh.py [01 05 ...]`
+"""Execute notebooks and store their outputs: the only way that outputs change.
 
-Each runs from its own folder with the tiny profile. Progress bars and log lines (stderr) and run-time metadata are not kept.
-`--setup-cell` instead writes tests/setup_cell.py, the one source of the first cell, into the notebooks, and executes nothing.
+`python tests/refresh.py [01 05 ...]` runs each from its own folder with the tiny profile. Progress
+bars, log lines (stderr) and run-time metadata are not kept. Two more commands execute nothing:
+`--setup-cell [01 ...]` writes tests/setup_cell.py into the notebooks; `--scrub FILE ...`, a
+pre-commit hook, drops what Jupyter adds when it saves, and fails if there was any.
 """
 
+import copy
 import os
 import subprocess
 import sys
@@ -19,69 +22,83 @@ from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL
 
 
 def is_log_or_bar(output: nbformat.NotebookNode) -> bool:
-    """Whether an output is stderr or a widget: what libraries log, and progress bars, which mean nothing once they are full."""
+    """Whether an output is what libraries log, or a progress bar, which means nothing once full."""
     widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     return widget or (output.output_type == "stream" and output.name == "stderr")
 
 
-def scrub(notebook: nbformat.NotebookNode) -> None:
-    """Drop what depends on the machine or the moment: stderr, timing, the kernel's details."""
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+def scrubbed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without what depends on the machine or the moment."""
+    notebook = copy.deepcopy(notebook)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
+        cell.metadata = {k: cell.metadata[k] for k in ("tags", "jupyter") if k in cell.metadata}
+        kept = []
+        for output in cell.get("outputs", []):
+            if is_log_or_bar(output):
+                continue
+            if kept and kept[-1].output_type == output.output_type == "stream":
+                kept[-1].text += output.text  # what a cell prints is one output, however it came
+                continue
+            output.pop("transient", None)
+            if "metadata" in output:
+                output["metadata"] = {}
+            kept.append(output)
         if cell.cell_type == "code":
-            kept = [output for output in cell.outputs if not is_log_or_bar(output)]
-            for i in range(len(kept) - 1, 0, -1):  # what one cell prints is one output, however slowly it came
-                if kept[i - 1].output_type == kept[i].output_type == "stream":
-                    kept[i - 1].text += kept.pop(i).text
-            for output in kept:
-                output.pop("transient", None)
-                if "metadata" in output:
-                    output["metadata"] = {}
             cell.outputs = kept
-
-
-def refresh(path: Path) -> float:
-    """Execute one notebook and write it back; seconds it took. Leaves the file alone if a cell fails."""
-    began = time.monotonic()
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # the tests' agg would store no figure
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    scrub(notebook)
-    write(notebook, path)
-    return time.monotonic() - began
+    return notebook
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+    options = {"dir": path.parent, "suffix": ".part", "delete": False, "encoding": "utf-8"}
+    with tempfile.NamedTemporaryFile("w", **options) as part:
         nbformat.write(notebook, part)
     Path(part.name).chmod(0o644)
     Path(part.name).replace(path)
 
 
-def replace_setup_cell(path: Path) -> bool:
-    """Give a notebook's setup cell the source of tests/setup_cell.py; its outputs stay until the next refresh. Whether it differed."""
-    notebook, wanted = nbformat.read(path, as_version=4), SETUP_CELL.read_text(encoding="utf-8").rstrip("\n")
+def refresh(path: Path) -> float:
+    """Execute a notebook and store it; seconds it took. Left alone if a cell fails."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", path], cwd=ROOT, check=True)
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # agg has no figures
+    notebook, here = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=here).execute()
+    write(scrubbed(notebook), path)
+    return time.monotonic() - began
+
+
+def changed(path: Path, notebook: nbformat.NotebookNode) -> bool:
+    """Write `notebook` if it is not what `path` holds; whether it was not."""
+    differs = notebook != nbformat.read(path, as_version=4)
+    if differs:
+        write(notebook, path)
+    return differs
+
+
+def with_setup_cell(path: Path) -> nbformat.NotebookNode:
+    """A notebook with the source of tests/setup_cell.py in its setup cell."""
+    notebook = nbformat.read(path, as_version=4)
     cell = next(cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", []))
-    if cell.source == wanted:
-        return False
-    cell.source = wanted
-    write(notebook, path)
-    return True
+    cell.source = SETUP_CELL.read_text(encoding="utf-8").rstrip("\n")
+    return notebook
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--scrub"]:
+        paths = map(Path, sys.argv[2:])
+        dropped = [p.name for p in paths if changed(p, scrubbed(nbformat.read(p, as_version=4)))]
+        sys.exit(f"scrubbed {', '.join(dropped)}: look at the difference" if dropped else 0)
     numbers = [argument for argument in sys.argv[1:] if argument != "--setup-cell"]
-    chosen = [p for p in NOTEBOOKS if not numbers or p.name[:2] in numbers]
+    chosen = [path for path in NOTEBOOKS if not numbers or path.name[:2] in numbers]
     if not chosen:
-        sys.exit(f"no notebook matches {numbers}: numbers are {[p.name[:2] for p in NOTEBOOKS]}")
+        sys.exit(f"no notebook matches {numbers}: choose of {[p.name[:2] for p in NOTEBOOKS]}")
     if "--setup-cell" in sys.argv:
-        print("setup cell replaced in", ", ".join(path.name for path in chosen if replace_setup_cell(path)) or "no notebook")
-        sys.exit()
-    for path in chosen:
-        subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", str(path)], cwd=ROOT, check=True)
-        print(f"{path.name}: {refresh(path):.0f} s", flush=True)
+        replaced = [path.name for path in chosen if changed(path, with_setup_cell(path))]
+        sys.exit(print("setup cell replaced in", ", ".join(replaced) or "no notebook"))
+    with tempfile.TemporaryDirectory() as runs:  # what notebooks train is trained, not found
+        os.environ.setdefault("QLORA_RUNS", runs)
+        for path in chosen:
+            print(f"{path.name}: {refresh(path):.0f} s", flush=True)

@@ -1,25 +1,31 @@
-# Setup, the same in every notebook. In a checkout it only finds the repository; on Colab it fetches it and adds what is missing there.
+# @title Setup: finds the repository, or fetches it { display-mode: "form" }
 import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY, REVISION = "https://github.com/OWNER/qlora-by-hand", "v1.0.0"  # a tag or a commit: what was tested is what runs
-folders = (Path.cwd(), *Path.cwd().parents, Path.cwd() / "qlora-by-hand")
-root = next((folder for folder in folders if (folder / "helpers" / "environment.py").is_file()), None)
+REPOSITORY = "https://github.com/OWNER/qlora-by-hand"
+REVISION = "v1.0.0"  # a tag: what was tested is what runs
+here, name = Path.cwd(), "qlora-by-hand"
+drive = Path("/content/drive/MyDrive")
+folders = [here, *here.parents, here / name, drive / name]
+marker = Path("helpers", "environment.py")
+root = next((folder for folder in folders if (folder / marker).is_file()), None)
 if root is None:
     if "/OWNER/" in REPOSITORY:
-        raise RuntimeError(f"{REPOSITORY} is a placeholder: put the address of your copy of the repository into REPOSITORY")
-    root = Path.cwd() / "qlora-by-hand"
-    root.mkdir(exist_ok=True)
-    for step in ("init --quiet", f"fetch --quiet --depth 1 {REPOSITORY} {REVISION}", "checkout --quiet FETCH_HEAD"):
-        if subprocess.run(["git", "-C", str(root), *step.split()]).returncode:
-            raise RuntimeError(f"{REPOSITORY} at {REVISION} could not be fetched: check both names and the network")
+        raise RuntimeError(
+            f"upload the repository as folder {name}, here or to your Drive, "
+            "or put the address of your copy into REPOSITORY above"
+        )
+    root = here / name
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", REVISION]
+    subprocess.run([*clone, REPOSITORY, str(root)], check=True)
 sys.path.insert(0, str(root))
 
 from helpers.environment import prepare
 
-prepare()  # nothing that is installed is replaced
+prepare()  # adds what is missing, replaces nothing
 
-from helpers.setup import show_setup
+from helpers import environment, plotting, profiles
 
-show_setup()
+plotting.set_style()
+environment.show_setup(profiles.resolve())

@@ -1,9 +1,13 @@
-"""Adapters in use: switching, mixed batches, merging and combining against what they must equal; finding and training; bad input."""
+"""Adapters in use: switching, mixed batches, merging against what they must equal; bad adapters;
+answers.
+"""
 
 import dataclasses
 import json
 import os
 import pty
+import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,16 +15,17 @@ import warnings
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
 
-from helpers import adapters, ask, cards, evaluation, lessons, loading, memory, profiles, prompting, records, training
-from helpers.errors import AdapterError, DataError
+from helpers import adapters, loading, profiles, prompting, records, training
+from helpers.environment import ROOT
+from helpers.errors import AdapterError
+from tests.notebooks import load_definitions
 
 TINY = profiles.PROFILES["tiny"]
+RECORD = {"versions": {}, "parameters_trainable": 0, "parameters_total": 0, "steps": 0, "seed": 0}
 
 
 def random_adapter(folder, seed: int, profile=TINY):
@@ -31,7 +36,7 @@ def random_adapter(folder, seed: int, profile=TINY):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return loading.save_adapter(model, folder)
+    return loading.save_adapter(model, folder, profile, RECORD)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +53,16 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def model(folders):
-    return adapters.load_adapters(loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY)
+    return adapters.load_adapters(
+        loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY
+    )
 
 
 @pytest.fixture(scope="module")
 def taught():
     """What notebook 06 teaches."""
-    names = ("PROFILE", "profile", "lora_by_row", "adapters_by_row", "merged_weight", "dequantized")
-    return lessons.load_definitions("06", *names)
+    names = ("profile", "lora_by_row", "adapters_by_row", "merged_weight", "dequantized")
+    return load_definitions("06", *names)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,7 @@ def prompts():
 def batch_of(tokenizer, prompts):
     """(inputs, mask of real tokens) of a padded batch of prompts."""
     ids = [tokenizer(prompting.build_prompt(prompt))["input_ids"] for prompt in prompts]
-    batch = prompting.Collator(tokenizer.eos_token_id)([{"input_ids": row, "labels": row} for row in ids])
+    batch = prompting.collator(tokenizer)([{"input_ids": row, "labels": row} for row in ids])
     batch.pop("labels")
     return batch, batch["attention_mask"].bool()
 
@@ -84,7 +91,8 @@ def logits_alone(model, name, inputs):
     return model(**inputs).logits
 
 
-# --- switching --------------------------------------------------------------------------------------------------------------
+# --- switching
+# --------------------------------------------------------------------------------------
 
 
 def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prompts):
@@ -93,7 +101,9 @@ def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prom
         single = loading.load_adapter(loading.load_base(TINY), folders[name], TINY)
         with torch.inference_mode():
             assert torch.equal(logits_alone(model, name, inputs), single(**inputs).logits)
-    assert not torch.allclose(logits_alone(model, "a", inputs), logits_alone(model, "b", inputs), atol=0.1)
+    assert not torch.allclose(
+        logits_alone(model, "a", inputs), logits_alone(model, "b", inputs), atol=0.1
+    )
 
 
 def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
@@ -101,7 +111,8 @@ def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
     assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
 
 
-# --- mixed batches ----------------------------------------------------------------------------------------------------------
+# --- mixed batches
+# ----------------------------------------------------------------------------------
 
 NAMES = ["a", "b", adapters.BASE] * 22
 
@@ -113,7 +124,9 @@ def test_mixed_batch_logits_equal_each_alone(model, tokenizer, prompts):
     for name in ("a", "b", adapters.BASE):
         rows = torch.tensor([other == name for other in NAMES])
         own = logits_alone(model, name, inputs)
-        torch.testing.assert_close(mixed[rows][real[rows]], own[rows][real[rows]], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            mixed[rows][real[rows]], own[rows][real[rows]], atol=1e-3, rtol=1e-4
+        )
         assert (mixed - own)[~rows][real[~rows]].abs().max() > 0.5
 
 
@@ -124,12 +137,15 @@ def test_mixed_batch_by_hand_equals_peft(model, taught, tokenizer, prompts):
         with taught["adapters_by_row"](model, NAMES):
             by_hand = model(**inputs).logits
         torch.testing.assert_close(by_hand[real], mixed[real], atol=1e-3, rtol=1e-4)
-        assert torch.equal(model(**inputs, adapter_names=NAMES).logits, mixed)  # nothing of the hooks is left
+        # nothing of the hooks is left
+        assert torch.equal(model(**inputs, adapter_names=NAMES).logits, mixed)
 
 
 def test_lora_by_row_equals_a_loop_over_rows(taught):
     generator = torch.Generator().manual_seed(0)
-    x, A, B = (torch.randn(shape, generator=generator) for shape in ((5, 3, 64), (2, 4, 64), (2, 32, 4)))
+    x, A, B = (
+        torch.randn(shape, generator=generator) for shape in ((5, 3, 64), (2, 4, 64), (2, 32, 4))
+    )
     rows = torch.tensor([1, 0, 1, 1, 0])
     wanted = torch.stack([x[i] @ A[k].T @ B[k].T for i, k in enumerate(rows)])
     torch.testing.assert_close(taught["lora_by_row"](x, A, B, rows), wanted, atol=1e-4, rtol=1e-4)
@@ -149,33 +165,21 @@ def test_mixed_batch_answers_equal_each_alone(model, tokenizer, prompts):
         assert [mixed[i] for i in rows] == own
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", adapters.BASE]), min_size=1, max_size=9))
-def test_any_assignment_of_rows(shared_model, tokenizer, prompts, names):
-    inputs, real = batch_of(tokenizer, prompts[: len(names)])
-    with torch.inference_mode():
-        mixed = shared_model(**inputs, adapter_names=names).logits
-    for i, name in enumerate(names):
-        own = logits_alone(shared_model, name, inputs)
-        torch.testing.assert_close(mixed[i][real[i]], own[i][real[i]], atol=1e-3, rtol=1e-4)
-
-
 @pytest.fixture(scope="module")
 def shared_model(folders):
-    return adapters.load_adapters(loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY)
+    return adapters.load_adapters(
+        loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY
+    )
 
 
-def test_unknown_name_in_a_mixed_batch(shared_model, tokenizer, prompts):
-    with pytest.raises(AdapterError, match="there is no adapter 'c' on this model: choose of a, b, __base__"):
-        adapters.generate_mixed(shared_model, tokenizer, prompts[:2], ["a", "c"], 4)
+@pytest.mark.parametrize("names", [["a", "c"], ["a", "b", "a"]], ids=["unknown", "too many"])
+def test_names_that_do_not_go_with_the_batch(shared_model, tokenizer, prompts, names):
+    with pytest.raises(AdapterError, match="2 prompts and the adapter names .* of a, b, __base__"):
+        adapters.generate_mixed(shared_model, tokenizer, prompts[:2], names, 4)
 
 
-def test_names_that_do_not_pair_with_prompts(shared_model, tokenizer, prompts):
-    with pytest.raises(AdapterError, match="2 prompts and 3 adapter names do not pair"):
-        adapters.generate_mixed(shared_model, tokenizer, prompts[:2], ["a", "b", "a"], 4)
-
-
-# --- merging and combining --------------------------------------------------------------------------------------------------
+# --- merging and combining
+# --------------------------------------------------------------------------
 
 
 def parts(layer, name):
@@ -193,16 +197,23 @@ def test_merge_into_16_and_32_bit_by_hand_equals_peft(model, taught, folders, dt
     assert len(layers) == 4 * model.config.num_hidden_layers
     for name, layer in layers.items():
         W, A, B, scaling = parts(layer, "a")
-        assert torch.equal(merged.get_submodule(name).weight, taught["merged_weight"](W.to(dtype), A, B, scaling))
+        assert torch.equal(
+            merged.get_submodule(name).weight, taught["merged_weight"](W.to(dtype), A, B, scaling)
+        )
 
 
 def test_merge_into_4_bit_by_hand_equals_peft(model, taught, folders):
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")  # it is what is tested
-        merged = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY).merge_and_unload()
+        # it is what is tested
+        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")
+        merged = loading.load_adapter(
+            loading.load_base(TINY), folders["a"], TINY
+        ).merge_and_unload()
     assert len(loading.four_bit_layers(merged)) == 4 * model.config.num_hidden_layers
     for name, layer in lora_layers(model.get_base_model()).items():
-        packed, state = quantize_4bit(taught["merged_weight"](*parts(layer, "a")), quant_type="nf4", compress_statistics=True)
+        packed, state = quantize_4bit(
+            taught["merged_weight"](*parts(layer, "a")), quant_type="nf4", compress_statistics=True
+        )
         weight = merged.get_submodule(name).weight
         assert torch.equal(weight.data, packed)
         assert torch.equal(weight.quant_state.absmax, state.absmax)
@@ -213,7 +224,12 @@ def test_merged_float32_answers_as_the_adapter_does(model, taught, folders, toke
     plain = taught["dequantized"](loading.load_base(TINY), torch.float32)
     merged = PeftModel.from_pretrained(plain, str(folders["a"])).merge_and_unload().eval()
     with torch.inference_mode():
-        torch.testing.assert_close(merged(**inputs).logits[real], logits_alone(model, "a", inputs)[real], atol=2e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            merged(**inputs).logits[real],
+            logits_alone(model, "a", inputs)[real],
+            atol=2e-3,
+            rtol=1e-4,
+        )
 
 
 def test_merged_folder_is_an_ordinary_model(taught, folders, tokenizer, prompts, tmp_path):
@@ -237,128 +253,49 @@ def test_cat_is_the_weighted_sum_of_the_updates(model, weights):
         torch.testing.assert_close(layer.get_delta_weight("sum"), wanted, atol=1e-4, rtol=1e-4)
 
 
-# --- the reply's score ------------------------------------------------------------------------------------------------------
+# --- found or trained
+# -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test", "test_reworded"])
-def test_every_reply_of_the_data_is_complete(split):
-    replies, tickets = records.read_tickets(split, "reply")["answer"], records.read_tickets(split)["answer"]
-    assert evaluation.score_replies(replies, tickets) == {
-        "complete": 1.0, "deadline": 1.0, "fields": dict.fromkeys(evaluation.REPLY_FIELDS, 1.0),
-    }  # fmt: skip
-
-
-GOOD = "Thank you for writing. We will replace the tea pot from order A1234 today."
-TICKET = {"intent": "damage", "product": "tea pot", "order": "A1234", "urgency": "high"}
-
-
-@pytest.mark.parametrize(
-    ("reply", "wrong"),
-    [
-        (GOOD, set()),
-        (GOOD.replace("tea pot", "teapot"), {"product"}),
-        (GOOD.replace("A1234", "A1235"), {"order"}),
-        (GOOD.replace("A1234", "A1234 and B5678"), {"order"}),
-        (GOOD.replace("replace", "refund"), {"remedy"}),
-        (GOOD.replace("We will replace the", "We will refund the tea pot and will replace the"), {"remedy"}),
-        (GOOD.replace("We will replace", "You should replace"), {"remedy"}),
-        (GOOD.replace("today", "this week"), {"deadline"}),
-        (GOOD.replace("today", "today or this month"), {"deadline"}),
-        (GOOD.removesuffix("."), {"ends"}),
-        (GOOD + "\nUser: thanks.", {"ends"}),
-        (GOOD + " Thank you for writing.", {"ends"}),
-        ("", {*evaluation.REPLY_FIELDS, "deadline"}),
-    ],
-)
-def test_what_a_reply_gets_wrong_is_seen(reply, wrong):
-    assert {field for field, right in evaluation.check_reply(reply, TICKET).items() if not right} == wrong
-    score = evaluation.score_replies([reply], [json.dumps(TICKET)])
-    assert score["complete"] == (not wrong - {"deadline"}) and score["deadline"] == ("deadline" not in wrong)
-
-
-def test_replies_of_another_number():
-    with pytest.raises(DataError, match="1 replies cannot be scored against 2 tickets"):
-        evaluation.score_replies(["a"], ["{}", "{}"])
-
-
-# --- found or trained -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick(monkeypatch, tmp_path):
-    """A profile of four steps, and runs/ in a folder of its own."""
-    monkeypatch.setattr(adapters, "ROOT", tmp_path)
-    return dataclasses.replace(TINY, max_steps=4, save_steps=4, max_new_tokens=2)
-
-
-@pytest.fixture
-def trainings(monkeypatch):
-    """Counts how often a training runs."""
-    runs, original = [], training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: runs.append(1) or original(*a, **k))
-    return runs
-
-
-def test_an_adapter_is_trained_once_and_then_found(quick, trainings, capsys):
+def test_an_adapter_is_trained_once_then_found_and_left_aside_when_it_does_not_belong(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
+    runs, original = [], training.fine_tune
+    spy = lambda *a, **k: (runs.append(1), original(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(training, "fine_tune", spy)
+    quick = dataclasses.replace(TINY, max_steps=4, save_steps=4, max_new_tokens=2)
     first = adapters.trained("reply", quick)
-    assert first.record["task"] == "reply" and first.record["steps"] == 3 and len(trainings) == 1
-    assert len(first.answers) == 300 and first.record["after"]["complete"] == 0
+    assert first.record["steps"] == 4 and first.record["after"]["complete"] == 0
     again = adapters.trained("reply", quick)
-    assert len(trainings) == 1 and again.record == first.record and again.answers == first.answers
-    assert "found in runs/tiny-reply-adapter" in capsys.readouterr().out
-
-
-def test_what_does_not_belong_is_left_aside_with_the_reason(quick, trainings, capsys):
-    found = adapters.trained("reply", quick)
-    path, fingerprint = found.folder.parent / "results.json", loading.base_fingerprint(loading.load_base(TINY))
-    asked = dataclasses.replace(quick, max_steps=3)
-    for key, value in (("steps", 2), ("seed", 9), ("profile", "colab-t4"), ("versions", {"torch": "1.0"})):
-        path.write_text(json.dumps(found.record | {key: value}))
-        with pytest.raises(AdapterError, match=f"it was trained with {key} "):
-            adapters.read_trained(path.parent, asked, fingerprint)
-    path.write_text(json.dumps(found.record))
-    with pytest.raises(AdapterError, match="it was trained with base_sha256 "):
-        adapters.read_trained(path.parent, asked, "0" * 64)
-    weights = found.folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    adapters.trained("reply", quick)
-    assert len(trainings) == 2
+    assert len(runs) == 1 and again.record["final_loss"] == first.record["final_loss"]
+    assert "found in tiny-reply-adapter, 4 steps" in capsys.readouterr().out
+    adapters.trained("reply", quick, seed=1)
     out = capsys.readouterr().out
-    assert "reply adapter in runs/tiny-reply-adapter is left aside: adapter_model.safetensors" in out and "is damaged" in out
-    assert str(adapters.ROOT) not in out.split("is left aside")[0]
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"profile": "tiny"}'])
-def test_a_record_that_cannot_be_read(folders, tmp_path, content):
-    os.symlink(folders["a"], tmp_path / "adapter")
-    if content is not None:
-        (tmp_path / "results.json").write_text(content)
-    with pytest.raises(AdapterError, match=r"results\.json in .* does not say how the adapter was trained"):
-        adapters.read_trained(tmp_path, TINY, "0")
-
-
-def test_an_unknown_task():
+    assert len(runs) == 2 and "left aside: it was trained with other settings" in out
+    weights = first.folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    adapters.trained("reply", quick, seed=1)
+    assert len(runs) == 3 and "cannot be used" in capsys.readouterr().out
     with pytest.raises(AdapterError, match="there is no task 'poem': choose one of ticket, reply"):
         adapters.trained("poem", TINY)
 
 
-# --- loading: bad input -----------------------------------------------------------------------------------------------------
+# --- bad adapters
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", "a.b", adapters.BASE])
 def test_names_that_cannot_be_used(base, folders, name):
-    with pytest.raises(AdapterError, match="cannot be the name of an adapter"):
+    with pytest.raises(AdapterError, match="cannot name an adapter"):
         adapters.load_adapters(base, {name: folders["a"]}, TINY)
 
 
-def test_no_adapter_named(base):
+def test_one_bad_folder_among_good_ones_loads_nothing(base, folders, tmp_path):
+    with pytest.raises(AdapterError, match="gone' cannot be used .*name the folder"):
+        adapters.load_adapters(base, {"a": folders["a"], "gone": tmp_path / "gone"}, TINY)
     with pytest.raises(AdapterError, match="no adapter is named"):
         adapters.load_adapters(base, {}, TINY)
-
-
-def test_one_bad_folder_among_good_ones_loads_nothing(base, folders, tmp_path):
-    with pytest.raises(AdapterError, match="holds no readable adapter_config.json"):
-        adapters.load_adapters(base, {"a": folders["a"], "gone": tmp_path / "gone"}, TINY)
     assert not lora_layers(base)
 
 
@@ -367,176 +304,190 @@ def test_adapters_of_different_ranks_share_a_base(base, folders, tokenizer, prom
     assert len(adapters.generate_mixed(model, tokenizer, prompts[:2], ["a", "small"], 2)) == 2
 
 
-def spoil_config(change):
-    def spoil(folder):
-        path = folder / "adapter_config.json"
-        path.write_text(change(path.read_text()))
-
-    return spoil
+HALF, EVERY = ("h.0.", "h.1."), ("h.",)
+MAGNITUDES = "lora_magnitude_vector"
 
 
-def spoil_tensors(change):
-    def spoil(folder):
-        path = folder / "adapter_model.safetensors"
-        tensors = change(load(path.read_bytes()))
-        save_file(tensors, path)
-
-    return spoil
+def tensors_of(folder) -> dict:
+    return load((folder / "adapter_model.safetensors").read_bytes())
 
 
-def with_values(**values):
-    return spoil_config(lambda text: json.dumps(json.loads(text) | values))
+def renamed(old: str, new: str):
+    return lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
 
 
-def drop_config(folder):
-    (folder / "adapter_config.json").unlink()
+def only(*parts: str):
+    return lambda tensors: {k: v for k, v in tensors.items() if any(part in k for part in parts)}
 
 
-def pickle_weights(folder):
-    weights = folder / "adapter_model.safetensors"
-    torch.save(load(weights.read_bytes()), folder / "adapter_model.bin")
-    weights.unlink()
+def with_magnitudes(tensors):
+    sizes = {
+        k.replace("lora_B.weight", MAGNITUDES): len(v) for k, v in tensors.items() if "lora_B" in k
+    }
+    return tensors | {key: torch.ones(size) for key, size in sizes.items()}
 
 
-def pickle_under_another_name(folder):
-    weights = folder / "adapter_model.safetensors"
-    torch.save(load(weights.read_bytes()), weights)
-
-
-def truncate(share):
-    def spoil(folder):
-        weights = folder / "adapter_model.safetensors"
-        weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
-
-    return spoil
-
-
-BAD_ADAPTERS = {
-    "no config": (drop_config, "holds no readable adapter_config.json: name the folder"),
-    "config is not JSON": (spoil_config(lambda text: text[:20]), "holds no readable adapter_config.json"),
-    "config is a list": (spoil_config(lambda text: "[]"), "names no rank r"),
-    "no rank": (with_values(r=None), "names no rank r"),
-    "another rank": (with_values(r=8), "has shape .* needs .* another base or rank"),
-    "another base": (with_values(base_model_name_or_path="tiiuae/falcon-7b"), "was trained on 'tiiuae/falcon-7b'.*load that base"),
-    "empty file": (truncate(0), "is damaged: save or copy it again"),
-    "half a file": (truncate(0.5), "is damaged"),
-    "no tensors": (spoil_tensors(lambda tensors: {}), "has 0 tensors"),
-    "one tensor missing": (spoil_tensors(lambda tensors: dict(list(tensors.items())[1:])), "has 31 tensors.*save or copy it again"),
-    "foreign layers": (
-        spoil_tensors(lambda tensors: {k.replace("query_key_value", "q_proj"): v for k, v in tensors.items()}),
-        "q_proj.* has shape .* another base or rank",
+REGEX = r".*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$"
+OLD = (
+    "base_model_name_or_path",
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "task_type",
+    "bias",
+)
+# What is changed: config entries, or text of the config; tensors; and what a reader gets: None, or
+# words
+AS_PEOPLE_BRING_THEM = {
+    "few keys, as old peft wrote": (lambda c: {k: c[k] for k in OLD}, None, None),
+    "byte order mark": (lambda c: "\ufeff" + json.dumps(c), None, None),
+    "targets as a pattern": ({"target_modules": REGEX}, None, None),
+    "fewer layers": ({"layers_to_transform": [0, 1]}, only(*HALF), None),
+    "DoRA": ({"use_dora": True}, with_magnitudes, None),
+    "half of the layers missing": (
+        {"target_modules": REGEX},
+        only(*HALF),
+        "16 of its tensors are missing",
     ),
-    "pickled": (pickle_weights, "pickled files are not loaded, they can run code"),
-    "pickled under another name": (pickle_under_another_name, "is damaged"),
-}  # fmt: skip
+    "keys without prefix": ({}, renamed("base_model.model.", ""), "32 of its tensors are missing"),
+    "foreign layers": ({}, renamed("query_key_value", "q_proj"), "8 of its tensors are missing"),
+    "another rank": ({"r": 8}, None, "of another shape"),
+    "no tensors": ({}, only("nowhere"), "32 of its tensors are missing"),
+    "one tensor too many": (
+        {},
+        lambda t: t | {"x": torch.ones(1)},
+        "1 of its tensors are unexpected",
+    ),
+    "not a number": ({}, lambda t: {k: v * torch.nan for k, v in t.items()}, "are not finite"),
+    "targets null": ({"target_modules": None}, None, "target_modules is None"),
+    "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
+    "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, None, "pissa changes its base"),
+    "another base": ({"base_model_name_or_path": "gpt2"}, None, "its base is 'gpt2'"),
+    "another revision": ({"revision": "abc"}, None, r"\(revision abc\), not 'data/tiny-falcon'"),
+    "config cut off": (lambda c: json.dumps(c)[:20], None, "cannot be used"),
+    "config is a list": (lambda c: "[]", None, "cannot be used"),
+}
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_ADAPTERS.values(), ids=BAD_ADAPTERS)
-def test_bad_adapters(folders, tmp_path, spoil, message):
+@pytest.mark.parametrize(
+    ("config", "tensors", "words"), AS_PEOPLE_BRING_THEM.values(), ids=AS_PEOPLE_BRING_THEM
+)
+def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors, words):
     folder = tmp_path / "adapter"
     folder.mkdir()
-    for path in folders["a"].iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    spoil(folder)
-    with pytest.raises(AdapterError, match=message):
-        loading.check_adapter(folder, TINY, memory.known_config("data/tiny-falcon"))
+    entries = json.loads((folders["a"] / "adapter_config.json").read_text())
+    entries = config(entries) if callable(config) else entries | config
+    text = entries if isinstance(entries, str) else json.dumps(entries)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    changed = (tensors or (lambda t: t))(tensors_of(folders["a"]))
+    save_file({k: v.contiguous() for k, v in changed.items()}, folder / "adapter_model.safetensors")
+    if words is None:
+        loaded = loading.load_adapter(base, folder, TINY)
+        found = {k: v for k, v in loaded.state_dict().items() if "lora_B" in k}
+        wanted = {
+            k.replace("weight", "default.weight"): v for k, v in changed.items() if "lora_B" in k
+        }
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    else:
+        with pytest.raises(AdapterError, match=words):
+            loading.load_adapter(base, folder, TINY)
 
 
-def test_a_good_adapter_with_fewer_targets_passes(tmp_path):
-    narrow = dataclasses.replace(TINY, target_modules=("query_key_value",))
-    folder = random_adapter(tmp_path / "narrow", 0, narrow)
-    loading.check_adapter(folder, TINY, memory.known_config("data/tiny-falcon"))
+def test_pickled_and_damaged_weights_are_refused(folders, base, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(folders["a"], folder)
+    file = folder / "adapter_model.safetensors"
+    torch.save(tensors_of(folder), folder / "adapter_model.bin")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(AdapterError, match="cannot be used"):
+        loading.load_adapter(base, folder, TINY)
+    file.unlink()
+    with pytest.raises(AdapterError, match="it is pickled, .* weights_only=True.* converts it"):
+        loading.load_adapter(base, folder, TINY)
 
 
-def test_an_empty_adapter_folder(tmp_path):
-    with pytest.raises(AdapterError, match="holds no readable adapter_config.json"):
-        loading.check_adapter(tmp_path, TINY, memory.known_config("data/tiny-falcon"))
+def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):
+    folder = random_adapter(tmp_path / "adapter", 1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file of more than 100 kB
+    try:
+        with pytest.raises(Exception, match="(?i)could not be written|too large|i/o"):
+            random_adapter(folder, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-# --- the card ---------------------------------------------------------------------------------------------------------------
+def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts, tmp_path):
+    """The README that is saved beside an adapter, run as it stands but for the folder of the
+    base.
+    """
+    folder = tmp_path / "adapter"
+    model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
+    record = RECORD | {"max_new_tokens": 8, "data": "tickets"}
+    loading.save_adapter(model, folder, TINY, record, tokenizer)
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace('"data/tiny-falcon"', repr(TINY.model_path)).replace("MESSAGE", prompts[0])
+    code += "import bitsandbytes as bnb\n"
+    code += "kinds = [type(m) for m in model.modules()]\n"
+    code += "print(sum(kind is bnb.nn.Linear4bit for kind in kinds))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answer = prompting.generate(model, tokenizer, prompts[:1], 8, 1, progress=False)[0]
+    assert run.stdout.strip().splitlines()[-2:] == [answer, "16"]
 
 
-def test_the_card_says_what_the_record_says(quick):
-    found = adapters.trained("reply", quick)
-    card = cards.write_card(found.folder, quick, found.record, "a message to a reply", "the tickets", ("Hello", "Thank you."))
-    assert (found.folder / "README.md").read_text() == card
-    head, body = card.removeprefix("---\n").split("---\n", 1)
-    assert "base_model: data/tiny-falcon\n" in head and "library_name: peft\n" in head
-    for fact in (
-        "16 layers in NF4", "r = 16, alpha = 32", "3 steps of 16 examples, seed 0", "122,880 of", "the tickets",
-        f"transformers {found.record['versions']['transformers']}", "| complete | 0.000 |", "Assistant: Thank you.", "learning rate 0.002",
-    ):  # fmt: skip
-        assert fact in body
-    assert "None" not in card
-    loading.check_adapter(found.folder, quick, memory.known_config("data/tiny-falcon"))  # the card does not disturb
-
-
-# --- the terminal -----------------------------------------------------------------------------------------------------------
-
-
-def ask_process(folder, text: str, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.ask", "--adapter", str(folder), *more],
-        input=text.encode() if isinstance(text, str) else text, capture_output=True, cwd=profiles.ROOT, timeout=300,
-    )  # fmt: skip
+# --- the terminal
+# -----------------------------------------------------------------------------------
 
 
 def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     bad = "an end <|endoftext|> inside"
-    lines = [prompts[0], "", prompts[1], bad, "   ", prompts[2], "word " * 3000, "last without newline é"]
-    process = ask_process(folders["a"], "\n".join(lines), "--batch", "3")
+    lines = [prompts[0], "", prompts[1], bad, "   ", prompts[2], "word " * 3000, "no newline \xe9"]
+    command = [sys.executable, "-m", "helpers.adapters", "ask", str(folders["a"]), "--batch", "3"]
+    text = "\n".join(lines).encode("latin-1")  # the last one is no UTF-8
+    process = subprocess.run(command, input=text, capture_output=True, cwd=ROOT, timeout=300)
     assert process.returncode == 0, process.stderr
     answers = process.stdout.decode().split("\n")[:-1]
-    assert len(answers) == 6  # blank lines are no messages
-    assert answers[2] == answers[4] == ""
-    errors = [line for line in process.stderr.decode().splitlines() if line.startswith("DataError")]
-    assert "contains the end token" in errors[0] and "the model reads 2,000: shorten it" in errors[1] and len(errors) == 2
+    assert len(answers) == 6 and answers[2] == answers[4] == ""  # blank lines are no messages
+    errors = [x for x in process.stderr.decode().splitlines() if x.startswith("DataError")]
+    assert len(errors) == 2 and "contains the end token" in errors[0] and "shorten it" in errors[1]
     model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
-    own = prompting.generate(model, tokenizer, [prompts[0], prompts[1]], TINY.max_new_tokens, 100, progress=False)
+    limit = TINY.max_new_tokens
+    own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)
     assert [" ".join(answer.split()) for answer in own] == answers[:2]
-
-
-def test_bytes_that_are_not_utf8_do_not_stop_the_loop(folders):
-    process = ask_process(folders["a"], b"caf\xe9 au lait\nhello\n", "--batch", "2")
-    assert process.returncode == 0 and len(process.stdout.decode().split("\n")) == 3
 
 
 def test_typed_messages_are_streamed(folders):
     """At a real terminal: the prompt appears, a typed message is answered, Ctrl-D ends."""
     main, child = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.ask", "--adapter", str(folders["a"])],
-        stdin=child, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=profiles.ROOT,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "helpers.adapters", "ask", str(folders["a"])]
+    pipes = {"stdin": child, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
+    process = subprocess.Popen(command, **pipes)
     os.write(main, b"Where is my tea pot?\n\x04")
     out, err = process.communicate(timeout=300)
     os.close(main), os.close(child)
     assert process.returncode == 0, err
     first, second, *_ = out.decode().split("message (Ctrl-D ends)> ")[1:]
-    assert len(first.strip()) > 0  # the streamed answer
-    assert second.strip() == ""
+    assert len(first.strip()) > 0 and second.strip() == ""
 
 
 def test_ask_tells_what_is_wrong_before_the_base_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "load_base", lambda *a, **k: pytest.fail("the base was loaded before the adapter was checked"))
-    assert ask.main(["--adapter", str(tmp_path / "gone")]) == 1
+    monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
+    assert adapters.main(["ask", str(tmp_path / "gone")]) == 1
     assert capsys.readouterr().err.startswith("AdapterError: ")
-    assert ask.main(["--adapter", str(tmp_path), "--profile", "nope"]) == 1
-    assert capsys.readouterr().err.startswith("ProfileError: there is no profile 'nope'")
-    with pytest.raises(SystemExit) as stop:
-        ask.main(["--adapter", str(tmp_path), "--batch", "0"])
-    assert stop.value.code == 2
 
 
 def test_a_line_is_answered_before_the_next_one_is_read():
-    """What makes it a conversation: with batch 1 the first answer is there while the second line is still awaited."""
     read = []
-
-    def lines():
-        for line in ("one", "two", "three"):
-            read.append(line)
-            yield line
-
-    answers = ask.answer_lines(lines(), lambda group: [f"re: {m}" for m in group], check=lambda message: None)
+    lines = (read.append(line) or line for line in ("one", "two", "three"))
+    answers = adapters.answer_lines(
+        lines, lambda group: [f"re: {m}" for m in group], lambda m: None
+    )
     assert next(answers) == "re: one" and read == ["one"]
     assert list(answers) == ["re: two", "re: three"]

@@ -1,64 +1,70 @@
 """The shipped data is what its scripts and cards say it is."""
 
+import importlib.util
 import json
+import random
 import re
 import sys
 
 import pytest
+from PIL import Image
 
-from helpers import evaluation, memory, profiles, records
+from data.tickets import build as tickets
+from data.tickets import grammar
+from helpers import evaluation, memory, profiles
 from tests.notebooks import ROOT
 
-sys.path.insert(0, str(ROOT / "data"))
-import build_tickets
-import corpus
-from grammar import HELD_OUT_KEY_PHRASES, HELD_OUT_URGENCY, KEY_PHRASES, PRODUCTS, URGENCY
-
+DATA, TINY = ROOT / "data", ROOT / "data" / "tiny-falcon"
 ROWS = {
-    split: [json.loads(line) for line in (records.TICKETS / f"{split}.jsonl").read_text().splitlines()]
-    for split in build_tickets.SIZES
+    split: list(map(json.loads, (tickets.FOLDER / f"{split}.jsonl").read_text().splitlines()))
+    for split in tickets.SIZES
 }
 
 
-def template(row: dict, text: str | None = None) -> str:
+def script(path: str):
+    """A script of data/ as a module."""
+    file = DATA / f"{path}.py"
+    sys.path.append(str(file.parent))
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def template(row: dict) -> str:
     """A message with its product and order id masked, in lower case."""
     ticket = json.loads(row["ticket"])
-    masked = (text or row["message"]).lower().replace(ticket["order"].lower(), "<order>")
+    masked = row["message"].lower().replace(ticket["order"].lower(), "<order>")
     return masked.replace(ticket["product"], "<product>")
 
 
 def request_templates(rows) -> set[str]:
     """The masked sentences that name the product: what carries the intent."""
-    return {s.strip() for row in rows for s in re.split(r"[.!?:]", template(row)) if "<product>" in s}
+    sentences = [s.strip() for row in rows for s in re.split(r"[.!?:]", template(row))]
+    return {sentence for sentence in sentences if "<product>" in sentence}
 
 
-@pytest.mark.parametrize("split", build_tickets.SIZES)
+@pytest.mark.parametrize("split", tickets.SIZES)
 def test_the_generator_reproduces_the_stored_bytes(split):
-    rebuilt = build_tickets.build(split, build_tickets.SIZES[split])
-    assert rebuilt == ROWS[split]
+    assert tickets.build(split, tickets.SIZES[split]) == ROWS[split]
 
 
 def test_sizes_and_vocabulary():
-    assert len(ROWS["train"]) >= 2000
-    assert {split: len(ROWS[split]) for split in ("validation", "test", "test_reworded")} == {
-        "validation": 200,
-        "test": 300,
-        "test_reworded": 300,
-    }
-    assert 7 <= len(KEY_PHRASES) <= 10
-    assert len(PRODUCTS) >= 20
+    assert [len(rows) for rows in ROWS.values()] == [2400, 200, 300, 300]
+    assert 7 <= len(grammar.KEY_PHRASES) <= 10
+    assert len(grammar.PRODUCTS) >= 20
     for rows in ROWS.values():
-        tickets = [json.loads(row["ticket"]) for row in rows]
-        assert {t["intent"] for t in tickets} == set(KEY_PHRASES)
-        assert all(
-            t["product"] in PRODUCTS and re.fullmatch(r"[A-Z]\d{4}", t["order"]) and t["urgency"] in URGENCY for t in tickets
-        )
-        assert all(t["product"] in row["message"] and t["order"] in row["message"] for t, row in zip(tickets, rows, strict=True))
-        assert all(t["product"] in row["reply"] and t["order"] in row["reply"] for t, row in zip(tickets, rows, strict=True))
+        found = [json.loads(row["ticket"]) for row in rows]
+        assert {ticket["intent"] for ticket in found} == set(grammar.KEY_PHRASES)
+        for ticket, row in zip(found, rows, strict=True):
+            assert ticket["product"] in grammar.PRODUCTS and ticket["urgency"] in grammar.URGENCY
+            assert re.fullmatch(r"[A-Z]\d{4}", ticket["order"])
+            for text in (row["message"], row["reply"]):
+                assert ticket["product"] in text and ticket["order"] in text
 
 
 def test_every_intent_has_at_least_60_wordings_in_training():
-    for intent in KEY_PHRASES:
+    for intent in grammar.KEY_PHRASES:
         rows = [row for row in ROWS["train"] if json.loads(row["ticket"])["intent"] == intent]
         assert len(request_templates(rows)) >= 60
 
@@ -71,37 +77,64 @@ def test_no_template_is_shared_with_training(split):
 
 def test_reworded_uses_key_phrases_and_urgency_that_training_never_shows():
     text = "\n".join(template(row) for row in ROWS["train"])
-    for wishes, facts in HELD_OUT_KEY_PHRASES.values():
+    for wishes, facts in grammar.HELD_OUT_KEY_PHRASES.values():
         for phrase in (*wishes, *facts):
             assert phrase.lower().replace("{p}", "<product>") not in text
-    for phrases in HELD_OUT_URGENCY.values():
+    for phrases in grammar.HELD_OUT_URGENCY.values():
         assert not [p for p in phrases if p and p.lower() in text]
 
 
 def test_pretraining_dialogues_hold_no_scored_message_and_no_ticket():
-    reader = corpus.Corpus(["a few words to draw from, " * 100])
-    import random
-
-    rng = random.Random(0)
-    drawn = [getattr(reader, kind)(rng) for kind in ("dialogue", "record", "codes", "text") for _ in range(500)]
-    scored = {row["message"] for split in ("validation", "test", "test_reworded") for row in ROWS[split]}
+    reader = script("tiny-falcon/corpus").Corpus(["a few words to draw from, " * 100])
+    rng, kinds = random.Random(0), ("dialogue", "record", "codes", "text")
+    drawn = [getattr(reader, kind)(rng) for kind in kinds for _ in range(500)]
+    splits = ("validation", "test", "test_reworded")
+    scored = {row["message"] for split in splits for row in ROWS[split]}
     assert reader.forbidden == scored
-    assert not [text for text in drawn if any(f'"{key}":' in text for key in evaluation.FIELDS)]
-    assert not [text for text in drawn if text.startswith("User: ") and text[6:].split("\nAssistant:")[0] in scored]
+    for text in drawn:
+        assert not any(f'"{key}":' in text for key in evaluation.FIELDS)
+        assert text.removeprefix("User: ").split("\nAssistant:")[0] not in scored
 
 
-def test_tiny_falcon_has_falcon_7bs_structure():
-    tiny, large = memory.known_config("data/tiny-falcon"), memory.known_config(profiles.FALCON_7B)
-    for key in ("multi_query", "parallel_attn", "alibi", "bias", "new_decoder_architecture", "tie_word_embeddings", "model_type"):
+def test_tiny_falcon_has_falcon_7bs_structure_and_copies():
+    tiny, large = map(memory.known_config, ("data/tiny-falcon", profiles.FALCON_7B))
+    same = "multi_query parallel_attn alibi bias new_decoder_architecture tie_word_embeddings"
+    for key in (*same.split(), "model_type"):
         assert getattr(tiny, key) == getattr(large, key), key
-    assert tiny.hidden_size % 64 == 0
-    assert tiny.hidden_size // tiny.num_attention_heads == large.hidden_size // large.num_attention_heads == 64
-    weights = ROOT / "data" / "tiny-falcon" / "model.safetensors"
-    assert weights.stat().st_size <= 6e6
+    assert tiny.hidden_size // tiny.num_attention_heads == 64
+    assert large.hidden_size // large.num_attention_heads == 64
+    assert (TINY / "model.safetensors").stat().st_size <= 6e6
     assert 0.8e6 <= sum(memory.count_parameters(tiny).values()) <= 3e6
-
-
-def test_tiny_falcon_copies_and_heldout_text_is_there():
-    curve = json.loads((ROOT / "data" / "tiny-falcon" / "pretraining.json").read_text())["curve"]
+    curve = json.loads((TINY / "pretraining.json").read_text())["curve"]
     assert curve[-1]["copying"] >= 0.95
-    assert 90_000 <= (ROOT / "data" / "heldout.txt").stat().st_size <= 130_000
+    assert 90_000 <= (TINY / "heldout.txt").stat().st_size <= 130_000
+
+
+def test_the_card_of_the_tiny_falcon_is_what_its_script_writes(tmp_path):
+    record, folder = json.loads((TINY / "pretraining.json").read_text()), tmp_path
+    vocabulary = memory.known_config("data/tiny-falcon").vocab_size
+    script("tiny-falcon/build").write_card(record, folder, vocabulary)
+    assert (folder / "README.md").read_text() == (TINY / "README.md").read_text()
+
+
+def test_every_folder_of_data_is_on_its_page_with_a_licence():
+    page = (DATA / "README.md").read_text(encoding="utf-8")
+    for folder in (path for path in DATA.iterdir() if path.is_dir() and path.name[0] not in "_."):
+        assert any(folder.glob("*.py")) or (folder / "README.md").exists(), folder.name
+        assert f"| [{folder.name}/](" in page, folder.name
+
+
+def test_the_hero_says_and_draws_what_readme_notebook_05_and_planner_say(tmp_path):
+    hero = script("hero/build")
+    scores, planned = hero.printed_scores(), hero.plans()
+    described = Image.open(hero.HERO).text["Description"]
+    assert described == hero.describe(scores, planned), "run `make hero`"
+    assert f"![{described}](data/hero/hero.png)" in (ROOT / "README.md").read_text("utf-8")
+    left, right = hero.draw(scores, planned).axes
+    before, after = map(hero.percent, scores["exact_match"][:2])
+    assert left.get_title("left") == f"Exact tickets: {before} before, {after} after"
+    sizes = [text.get_text() for text in right.texts if text.get_text().endswith(" GB")]
+    assert sizes == [f"{plan.total / 1e9:.0f} GB" for plan in planned.values()]
+    (tmp_path / "05.ipynb").write_text('{"cells": []}')
+    with pytest.raises(LookupError, match=r"05.ipynb holds no table .*`make refresh ONLY=05`"):
+        hero.printed_scores(tmp_path / "05.ipynb")

@@ -1,4 +1,6 @@
-"""What notebook 04 says of Falcon's inside: causality, the hand-written block, rotary positions, one key head, generation in batches."""
+"""What notebook 04 says of Falcon's inside: causality, the hand-written block, rotary positions,
+one key head, generation in batches.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
 from helpers import memory, profiles, prompting, records
-from helpers.lessons import load_definitions
+from tests.notebooks import load_definitions
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +18,19 @@ def lesson():
 
 @pytest.fixture(scope="module")
 def random_falcon():
-    """Falcon-7b's structure, small, with random weights large enough that every part matters, in float64."""
+    """Falcon-7b's structure, small, with random weights large enough that every part matters, in
+    float64.
+    """
     torch.manual_seed(0)
     config = FalconConfig(
         **memory.known_config(profiles.FALCON_7B).to_dict()
-        | {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 64, "ffn_hidden_size": 768}
+        | {
+            "hidden_size": 192,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 2,
+            "vocab_size": 64,
+            "ffn_hidden_size": 768,
+        }
     )
     model = FalconForCausalLM(config).double().eval()
     with torch.no_grad():
@@ -29,21 +39,26 @@ def random_falcon():
     return model
 
 
-# --- causality --------------------------------------------------------------------------------------------------------------
+# --- causality
+# ---
 
 
 def test_a_later_token_changes_no_earlier_logit(base):
-    ids = torch.randint(1, base.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        1, base.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
+    )
     for at in range(1, 24):
         changed = ids.clone()
         changed[0, at] = (changed[0, at] + 7) % base.config.vocab_size
         with torch.no_grad():
             before, after = base(input_ids=ids).logits[0], base(input_ids=changed).logits[0]
-        torch.testing.assert_close(before[:at], after[:at], atol=1e-5, rtol=1e-5)  # within float error
+        # within float error
+        torch.testing.assert_close(before[:at], after[:at], atol=1e-5, rtol=1e-5)
         assert (before[at:] - after[at:]).abs().amax(-1).min() > 1e-3  # every later one moves
 
 
-# --- the hand-written block -------------------------------------------------------------------------------------------------
+# --- the hand-written block
+# ---
 
 
 def run_layer(model, layer, x):
@@ -69,14 +84,19 @@ def test_hand_written_block_equals_the_decoder_layer(lesson, random_falcon):
 
 
 def test_hand_written_block_equals_the_4bit_layers(lesson, base):
-    ids = torch.randint(1, base.config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        1, base.config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         hidden = base(input_ids=ids, output_hidden_states=True).hidden_states
         for i, layer in enumerate(base.transformer.h[:-1]):
-            torch.testing.assert_close(lesson["falcon_block"](layer, hidden[i]), hidden[i + 1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                lesson["falcon_block"](layer, hidden[i]), hidden[i + 1], atol=1e-4, rtol=1e-4
+            )
 
 
-# --- rotary positions -------------------------------------------------------------------------------------------------------
+# --- rotary positions
+# ---
 
 
 def test_rotary_equals_the_library(lesson, random_falcon):
@@ -88,7 +108,9 @@ def test_rotary_equals_the_library(lesson, random_falcon):
 
 def test_rotary_dot_products_depend_on_the_distance_alone(lesson):
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(64, generator=generator, dtype=torch.float64).expand(200, 64) for _ in range(2))
+    q, k = (
+        torch.randn(64, generator=generator, dtype=torch.float64).expand(200, 64) for _ in range(2)
+    )
     scores = lesson["rotary"](q) @ lesson["rotary"](k).T
     for distance in (0, 1, 5, 100):
         same = scores.diagonal(-distance)
@@ -103,13 +125,16 @@ def test_the_cache_holds_one_key_and_value_head(base):
     assert {tuple(layer.keys.shape) for layer in cache.layers} == {(1, 1, 3, 64)}
 
 
-# --- generation -------------------------------------------------------------------------------------------------------------
+# --- generation
+# ---
 
 
 def test_one_batch_of_mixed_lengths_answers_as_each_prompt_alone(base, tokenizer):
     prompts = ["Hi", *records.read_tickets("test")["prompt"][:50], "Where is order K4821? " * 8]
     together = prompting.generate_batch(base, tokenizer, prompts, 24)
-    assert together == [prompting.generate_batch(base, tokenizer, [prompt], 24)[0] for prompt in prompts]
+    assert together == [
+        prompting.generate_batch(base, tokenizer, [prompt], 24)[0] for prompt in prompts
+    ]
     assert len(set(together)) > 20
 
 

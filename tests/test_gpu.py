@@ -1,6 +1,8 @@
-"""On a machine with an NVIDIA GPU: `pytest -m gpu` measures, asserts and writes data/measured_gpu.json. Elsewhere these are skipped.
+"""On a machine with an NVIDIA GPU: `pytest -m gpu` measures, asserts, writes
+data/measured/gpu.json.
 
-The 7B runs load tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder named in QLORA_FALCON_7B.
+Elsewhere these are skipped. The 7B runs load tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's
+shapes from the folder named in QLORA_FALCON_7B.
 """
 
 import dataclasses
@@ -13,23 +15,17 @@ import torch
 
 from helpers import profiles
 from tests import measure_gpu
-from tests.notebooks import NOTEBOOKS, ROOT
+from tests.notebooks import ROOT, notebook
 
-NONE = "needs an NVIDIA GPU and torch finds none on this machine"
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NONE)]
+NO_GPU = "needs an NVIDIA GPU and torch finds none on this machine"
 T4_BYTES = 15 * 10**9
 FALCON = os.environ.get("QLORA_FALCON_7B")
+by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 
 
 def on_gpu(function):
-    for mark in gpu:
-        function = mark(function)
-    return function
-
-
-def seven_b(name: str) -> profiles.Profile:
-    profile = profiles.PROFILES[name]
-    return dataclasses.replace(profile, model=FALCON, revision=None) if FALCON else profile
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+    return pytest.mark.gpu(skip(function))
 
 
 @pytest.fixture
@@ -44,7 +40,7 @@ def as_small_as_a_t4():
 
 
 @on_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@by_dtype
 def test_the_cards_nf4_bytes_are_those_by_hand(dtype):
     differ = measure_gpu.differing_bytes("cuda", dtype)
     measure_gpu.note(f"nf4 bytes that differ, of {2**20:,}, {dtype}", differ)
@@ -53,35 +49,38 @@ def test_the_cards_nf4_bytes_are_those_by_hand(dtype):
 
 @on_gpu
 def test_the_t4_profile_in_15_gb_takes_what_the_planner_says(as_small_as_a_t4):
-    measured = measure_gpu.measure(seven_b("colab-t4"), steps=12, device="cuda")
+    profile = profiles.PROFILES["colab-t4"]
+    if FALCON:
+        profile = dataclasses.replace(profile, model=FALCON, revision=None)
+    measured = measure_gpu.measure(profile, steps=12, device="cuda")
     measure_gpu.note("colab-t4 in 15 GB", measured)
     assert measured["peak_bytes"] == pytest.approx(measured["planned_bytes"], rel=0.08)
     assert measured["tokens_per_second"] > 0
 
 
 @on_gpu
+@pytest.mark.skipif(bool(FALCON), reason="random weights, and the notebook asserts that they learn")
 def test_notebook_05_with_the_t4_profile_in_15_gb():
     """The whole notebook, in a process of its own that may take 15 GB."""
-    if FALCON:
-        pytest.skip("QLORA_FALCON_7B names random weights, and the notebook asserts that training helps a pretrained model")
-    path = next(path for path in NOTEBOOKS if path.name.startswith("05"))
     program = f"""
 import json, torch
-torch.cuda.set_per_process_memory_fraction(min(1.0, {T4_BYTES} / torch.cuda.get_device_properties(0).total_memory))
-for cell in json.load(open({str(path)!r}))["cells"]:
+total = torch.cuda.get_device_properties(0).total_memory
+torch.cuda.set_per_process_memory_fraction(min(1.0, {T4_BYTES} / total))
+for cell in json.load(open({str(notebook("05"))!r}))["cells"]:
     if cell["cell_type"] == "code":
         exec("".join(cell["source"]), globals())
 assert profile.name == "colab-t4"
 assert torch.cuda.max_memory_allocated() <= {T4_BYTES}
 """
     environment = os.environ | {"QLORA_PROFILE": "colab-t4", "MPLBACKEND": "agg"}
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT / "notebooks", env=environment, check=True)
+    command, folder = [sys.executable, "-c", program], ROOT / "notebooks"
+    subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-# --- what of it a CPU can run -------------------------------------------------------------------------------------------------
+# --- what of it a CPU can run -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@by_dtype
 def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
     assert measure_gpu.differing_bytes("cpu", dtype, 2**14) == 0
 

@@ -1,382 +1,385 @@
-"""Reading data: a table of bad files, a fuzz test over generated ones, chats, and the report that comes before training."""
+"""Reading data: the cases in tests/cases/data, values as files have them, tables of bad files and
+of bad rows, hub data sets, splitting, and generated files that went wrong.
+"""
 
 import csv
+import gzip
 import io
 import json
 import os
 import random
-import signal
+import re
+from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
+import datasets
 import pytest
 from datasets import Dataset
 
-from helpers import data_report, prompting, records
+from helpers import prompting, records
 from helpers.errors import DataError
 
-GOOD = '{"prompt": "a", "answer": "b"}\n'
+CASES = Path(__file__).parent / "cases" / "data"
+EXPECTED = json.loads((CASES / "expected.json").read_text())
+GOOD = b'{"prompt": "a", "answer": "b"}\n'
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SPECIAL = {"special_tokens": ["<|endoftext|>", ">>TITLE<<"]}
 
 
 def as_line(prompt="a", answer="b", **more) -> bytes:
     return (json.dumps({"prompt": prompt, "answer": answer, **more}) + "\n").encode()
 
 
-# --- the table of bad input -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def read(tmp_path):
+    """Writes a file and reads it; options as in `read_records`."""
 
-# name of the case: file name, its bytes, what the one-sentence error must say: the file, the row, the way out
-WHOLE_FILE = {
-    "empty": ("d.jsonl", b"", "d.jsonl is empty: give a file"),
-    "binary garbage": ("d.jsonl", bytes(range(256)) * 4, "d.jsonl, line 1 holds a zero byte .* save it as UTF-8 text"),
-    "binary without zeros": ("d.csv", b"a,b\n\x80\x81\x82", "d.csv, line 2 is not UTF-8 at byte 4: save it"),
-    "UTF-16 with mark": ("d.jsonl", GOOD.encode("utf-16"), "d.jsonl is UTF-16: save it with the encoding UTF-8"),
-    "UTF-16 without mark": ("d.jsonl", GOOD.encode("utf-16-le"), "line 1 holds a zero byte .* binary or UTF-16: save it"),
-    "Latin-1": (
-        "d.jsonl",
-        GOOD.encode() + as_line().replace(b"a", "é".encode("latin-1")),
-        "d.jsonl, line 2 is not UTF-8 at byte 43: save it",
-    ),
-    "Latin-1 behind a mark": ("d.csv", b"\xef\xbb\xbfprompt\n\xe9", "d.csv, line 2 is not UTF-8 at byte 10: save it"),
-    "only a header": ("d.csv", b"prompt,answer\n", "d.csv holds no rows: give a file"),
-    "unclosed quote": ("d.csv", b'prompt,answer\n"a,b\nc,d\n', "d.csv, line 3 is not valid CSV .*: check its quotes"),
-    "10 MB field": ("d.csv", b"prompt,answer\na," + b"x" * 10**7, "d.csv, line 2 is not valid CSV .*field limit"),
-    "column twice": ("d.csv", b"prompt,answer,answer\na,b,c\n", "row 1 names the column 'answer' twice: rename"),
-    "broken JSON list": ("d.json", b'[{"prompt": "a", ', "d.json is not valid JSON .*: give one list of objects"),
-    "broken Parquet": ("d.parquet", b"PAR1" * 20, "d.parquet is not a readable Parquet file: write it again"),
-    "unknown ending": ("d.xlsx", b"PK", "d.xlsx ends in '.xlsx': rename or convert it to one of .jsonl"),
-}
+    def write_and_read(name: str, content: bytes | str, *columns, **options) -> Dataset:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return records.read_records(tmp_path / name, *columns, **options)
 
-# name of the case: the bytes of the second row, the kind that is listed, what the error must say
-ONE_ROW = {
-    "invalid JSON": (b'{"prompt": \n', "not JSON", "d.jsonl, line 2 is not valid JSON .* one JSON object"),
-    "deep nesting": (b'{"a":' + b"[" * 100_000 + b"\n", "not JSON", "line 2 is not valid JSON"),
-    "number with 5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}\n", "not JSON", "line 2 is not valid JSON"),
-    "a list": (b"[1]\n", "not an object", "line 2 is a JSON list: each line"),
-    "10 MB line": (as_line("x" * 10**7), "oversized", r"line 2 has 10,\d+,\d+ characters, more than 1,000,000: split or remove"),
-    "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "repeated column", "line 2 names a column twice.*rename"),
-    "missing column": (b'{"promt": "a", "answer": "b"}\n', "missing column", "row 2 has no column 'prompt': choose one of 'promt'"),
-    "no columns": (b"{}\n", "missing column", "row 2 has no column 'prompt': choose one of none, the row is empty"),
-    "number": (as_line(answer=3), "not a text", "row 2: 'answer' is 3, not a text: correct or remove the row"),
-    "null": (as_line(prompt=None), "not a text", "row 2: 'prompt' is None"),
-    "list for text": (as_line(answer=["b"]), "not a text", r"row 2: 'answer' is \['b'\]"),
-    "empty": (as_line(answer=""), "empty", "row 2: 'answer' is ''"),
-    "white space": (as_line(prompt=" \t"), "empty", r"row 2: 'prompt' is ' \\t'"),
-    "half a surrogate pair": (as_line("ok \ud800"), "broken character", "row 2: 'prompt' has half a surrogate pair at character 3"),
-    "template in the answer": (as_line(answer="b\nUser: more?"), "separator", r"answer contains '\\nUser:'.*remove it or the row"),
-    "other turn in the answer": (as_line(answer="b\nAssistant: c"), "separator", "row 2: the answer contains"),
-    "end token in the answer": (as_line(answer="b<|endoftext|>"), "separator", "'answer' contains the end token '<|endoftext|>'"),
-    "end token in the prompt": (as_line("<|endoftext|>a"), "separator", "'prompt' contains the end token"),
-    "chat without answer": (as_line(CHAT[:1]), "not a chat", "'prompt' has the roles .*alternate user and assistant"),
-    "chat with unknown role": (as_line([{"role": "bot", "content": "a"}, CHAT[1]]), "not a chat", r"has the roles \['bot', "),
-    "chat without role": (as_line([{"from": "human", "value": "a"}]), "not a chat", "no text under 'role' and 'content' in message 1"),
-    "empty chat": (as_line([]), "not a chat", "alternate user and assistant"),
-    "template in a chat": (as_line([CHAT[0], {"role": "assistant", "content": "x\nUser: y"}]), "not a chat", "turn .* message 2"),
-}  # fmt: skip
+    return write_and_read
 
 
-def fails_with_one_sentence(read, message: str) -> None:
+def pairs(data: Dataset) -> list[tuple[str, str]]:
+    return list(zip(data["prompt"], data["answer"], strict=True))
+
+
+def fails(message: str, work, *arguments, **options) -> None:
+    """`work` raises a DataError of one short sentence that matches `message`."""
     with pytest.raises(DataError, match=message) as caught:
-        read()
+        work(*arguments, **options)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
+    assert len(str(caught.value)) < 900
 
 
-@pytest.mark.parametrize(("name", "content", "message"), WHOLE_FILE.values(), ids=WHOLE_FILE)
-def test_a_file_that_cannot_be_read_raises_whatever_the_caller_allows(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    fails_with_one_sentence(lambda: records.read_records(path), message)
-    fails_with_one_sentence(lambda: records.read_records(path, dropped=[]), message)
-
-
-@pytest.mark.parametrize(("line", "kind", "message"), ONE_ROW.values(), ids=ONE_ROW)
-def test_a_bad_row_raises_or_is_listed(tmp_path, line, kind, message):
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(GOOD.encode() + line + GOOD.encode())
-    fails_with_one_sentence(lambda: records.read_records(path), message)
-    dropped = []
-    read = records.read_records(path, dropped=dropped)
-    assert read["place"][:] == ["d.jsonl, row 1", "d.jsonl, row 3"]
-    assert [(row.kind, row.place.split()[-1]) for row in dropped] == [(kind, "2")]
-    path.write_bytes(line)
-    fails_with_one_sentence(
-        lambda: records.read_records(path, dropped=[]), "none of the 1 rows can be used; the first: d.jsonl, "
-    )
-
-
-def test_a_ragged_csv_row_raises_or_is_listed(tmp_path):
-    path = tmp_path / "d.csv"
-    path.write_text("prompt,answer\na,b\nc\nd,e,f\n\ng,h\n")
-    fails_with_one_sentence(lambda: records.read_records(path), "d.csv, row 3 has 1 fields and the header has 2: quote")
-    dropped = []
-    assert records.read_records(path, dropped=dropped)["prompt"][:] == ["a", "g"]
-    assert [row.place for row in dropped] == ["d.csv, row 3", "d.csv, row 4"]
-
-
-def test_missing_file_directory_and_pipe(tmp_path):
-    fails_with_one_sentence(lambda: records.read_records(tmp_path / "gone.csv"), "no file '.*gone.csv': check the name")
-    (tmp_path / "folder.jsonl").mkdir()
-    fails_with_one_sentence(lambda: records.read_records(tmp_path / "folder.jsonl"), "is a folder: name one file in it")
-    os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would wait for ever
-    fails_with_one_sentence(lambda: records.read_records(tmp_path / "pipe.jsonl"), "is not an ordinary file but a pipe")
-    fails_with_one_sentence(lambda: records.read_records("x" * 300 + ".csv"), "there is no file")  # longer than a name may be
-
-
-@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + GOOD.encode(), GOOD.replace("\n", "\r\n").encode(), GOOD.strip().encode()])
-def test_byte_order_mark_crlf_and_a_missing_last_newline_do_no_harm(tmp_path, content):
-    (tmp_path / "d.jsonl").write_bytes(content)
-    assert records.read_records(tmp_path / "d.jsonl").to_list() == [{"prompt": "a", "answer": "b", "place": "d.jsonl, row 1"}]
-    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbfprompt,answer\r\na,b\r\n")
-    assert records.read_records(tmp_path / "d.csv").to_list() == [{"prompt": "a", "answer": "b", "place": "d.csv, row 2"}]
-
-
-def test_a_json_list_reads_like_json_lines(tmp_path):
-    (tmp_path / "d.json").write_text(json.dumps([{"prompt": "a", "answer": "b"}, 3], indent=1))
-    dropped = []
-    assert records.read_records(tmp_path / "d.json", dropped=dropped)["answer"][:] == ["b"]
-    assert [row.place for row in dropped] == ["d.json, row 2"]
-
-
-def test_one_row_cannot_be_split(tmp_path):
-    (tmp_path / "d.jsonl").write_text(GOOD)
-    fails_with_one_sentence(
-        lambda: records.split_records(records.read_records(tmp_path / "d.jsonl")), "1 rows are too few.*at least 10"
-    )
-
-
-def test_all_rows_too_long_names_the_shortest(tmp_path, tokenizer):
-    (tmp_path / "d.jsonl").write_bytes(as_line("word " * 90) + as_line("word " * 50))
-    data = records.read_records(tmp_path / "d.jsonl")
-    fails_with_one_sentence(
-        lambda: prompting.encode(data, tokenizer, 40), r"all 2 .* \(shortest: \d+, d.jsonl, row 2\): raise max_length"
-    )
-
-
-# --- chats ------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_chat_becomes_the_template(tmp_path, tokenizer):
-    chat = [
-        {"role": "system", "content": "Be short."},
-        *CHAT,
-        {"role": "user", "content": "c"},
-        {"role": "assistant", "content": "d"},
-    ]
-    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": chat}) + "\n" + json.dumps({"messages": CHAT}) + "\n")
-    data = records.read_records(tmp_path / "d.jsonl")
-    assert prompting.build_prompt(data[0]["prompt"]) == "User: Be short.\na\nAssistant: b\nUser: c\nAssistant:"
-    assert data["answer"][:] == ["d", "b"]
-    example = prompting.encode_example(tokenizer, data[0]["prompt"], data[0]["answer"])
-    learned = [label for label in example["labels"] if label != prompting.IGNORED]
-    assert tokenizer.decode(learned) == " d" + tokenizer.eos_token  # only the last answer
-
-
-def test_chats_in_parquet_and_under_another_name(tmp_path):
-    Dataset.from_list([{"talk": CHAT}]).to_parquet(str(tmp_path / "d.parquet"))
-    assert records.read_records(tmp_path / "d.parquet", "talk").to_list() == [
-        {"prompt": "a", "answer": "b", "place": "d.parquet, row 1"}
-    ]
-
-
-# --- the report -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_report_counts_and_names_every_problem(tmp_path, tokenizer):
-    rows = [("How?", "So."), ("how? ", "So."), ("How?", "Not so."), ("x " * 99, "long"), ("fine", "yes"), ("empty", "")]
-    (tmp_path / "train.jsonl").write_bytes(b"".join(as_line(*row) for row in rows))
-    (tmp_path / "test.jsonl").write_bytes(as_line("Fine", "no") + as_line("new", "y"))
-    dropped = []
-    train = records.read_records(tmp_path / "train.jsonl", dropped=dropped)
-    test = records.read_records(tmp_path / "test.jsonl", dropped=dropped)
-    report = data_report.inspect_data(train, test, tokenizer, 64, dropped)
-    assert report.rows_read == 8
-    assert report.repeated == ("train.jsonl, row 2",)
-    assert report.contradicting == ("train.jsonl, row 3",)
-    assert report.too_long == ("train.jsonl, row 4",)
-    assert report.overlapping == ("test.jsonl, row 1",)
-    assert [row.kind for row in report.dropped] == ["empty"]
-    for place in ("train.jsonl, row 2", "train.jsonl, row 3", "train.jsonl, row 4", "test.jsonl, row 1", "train.jsonl, row 6"):
-        assert place in str(report)
-    encoded, left_out = prompting.encode(train, tokenizer, 64)
-    assert left_out == len(report.too_long)
-    assert [len(ids) for ids in encoded["input_ids"]] == [n for n in report.train_lengths if n <= 64]
-    kept = data_report.without_repeats(train, dropped)
-    assert kept["place"][:] == ["train.jsonl, row 1", "train.jsonl, row 4", "train.jsonl, row 5"]
-    assert len(kept) + len(dropped) == 6
-
-
-# --- fuzz -------------------------------------------------------------------------------------------------------------------
-
-WORDS = (
-    "kettle",
-    "où",
-    "日本",
-    '"quoted"',
-    "a, b",
-    "line\nbreak",
-    "tab\t",
-    "😀",
-    "{",
-    "]",
-    "\\",
-    "''",
-    "K4821",
-    "\u2028",
-    "User:",
-)
-ODD = (
-    None,
-    3,
-    -1.5,
-    True,
-    "",
-    "  ",
-    [],
-    {},
-    ["a"],
-    {"a": 1},
-    "x" * 200_000,
-    "\nUser: x",
-    "<|endoftext|>",
-    "\ud83d",
-    CHAT,
-    CHAT[:1],
-    [3],
-)
-
-
-def make_file(generator: random.Random) -> tuple[str, bytes]:
-    """(ending, bytes) of a data file with a few rows that went wrong in up to three ways; sometimes in none."""
-    ending = generator.choice(["jsonl", "jsonl", "csv", "csv", "json", "parquet"])
-    text = lambda: " ".join(generator.choices(WORDS, k=generator.randint(1, 8)))  # noqa: E731
-    rows = [{"prompt": text(), "answer": text()} for _ in range(generator.randint(0, 12))]
-    for row in generator.sample(rows, k=min(len(rows), generator.randint(0, 3))):
-        key = generator.choice(["prompt", "answer", "messages"])
-        row[key] = generator.choice(ODD) if ending != "parquet" else generator.choice([None, "", "\nUser: x", "x" * 2000])
-        if generator.random() < 0.3:
-            row.pop(generator.choice(list(row)))
-    data = serialize(ending, rows)
-    for _ in range(generator.choice([0, 1, 1, 2, 3])):
-        data = generator.choice([flip, cut, insert, repeat, other_encoding, line_ends])(data, generator)
-    return ending, data
-
-
-def serialize(ending: str, rows: list[dict]) -> bytes:
-    if ending == "parquet":
-        out = io.BytesIO()
-        table = {key: [row.get(key) for row in rows] for key in ("prompt", "answer")}
-        pyarrow.parquet.write_table(pyarrow.table(table), out)
-        return out.getvalue()
-    if ending == "csv":
-        out = io.StringIO()
-        writer = csv.DictWriter(out, ["prompt", "answer"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue().encode("utf-8", "surrogatepass")
-    if ending == "json":
-        return json.dumps(rows, indent=1).encode()
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def flip(data: bytes, generator: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(generator.randint(1, 4)):
-        if changed:
-            changed[generator.randrange(len(changed))] = generator.randrange(256)
-    return bytes(changed)
-
-
-def cut(data: bytes, generator: random.Random) -> bytes:
-    a, b = sorted(generator.choices(range(len(data) + 1), k=2))
-    return generator.choice([data[:a], data[b:], data[:a] + data[b:]])
-
-
-def insert(data: bytes, generator: random.Random) -> bytes:
-    at = generator.randint(0, len(data))
-    junk = generator.choice(
-        [b'"', b"\n", b",", b"{", b"[" * 5000, b"\0", b"\xff\xfe", b"\r", generator.randbytes(20), b"9" * 5000, b"NaN"]
-    )
-    return data[:at] + junk + data[at:]
-
-
-def repeat(data: bytes, generator: random.Random) -> bytes:
-    lines = data.split(b"\n")
-    return b"\n".join(lines + generator.choices(lines, k=2))
-
-
-def other_encoding(data: bytes, generator: random.Random) -> bytes:
-    text = data.decode("utf-8", "replace")
-    return generator.choice(
-        [b"\xef\xbb\xbf" + data, text.encode("utf-16"), text.encode("utf-16-be"), text.encode("latin-1", "replace")]
-    )
-
-
-def line_ends(data: bytes, generator: random.Random) -> bytes:
-    return data.replace(b"\n", generator.choice([b"\r\n", b"\r", b"\n\n", b"\n \n"]))
-
-
-def count_rows(ending: str, data: bytes) -> int:
-    """The rows of a file that could be read, counted another way than records does."""
-    if ending == "parquet":
-        return pyarrow.parquet.ParquetFile(io.BytesIO(data)).metadata.num_rows
-    text = data.decode("utf-8-sig")
-    if ending == "csv":
-        return (
-            sum(
-                1
-                for fields in csv.reader(
-                    text.splitlines(keepends=True) if "\u2028" not in text else io.StringIO(text, newline="")
-                )
-                if fields
-            )
-            - 1
-        )
-    if ending == "json" and text.lstrip().startswith("["):
-        return len(json.loads(text))
-    return sum(1 for line in text.split("\n") if line.strip())
-
-
-def read_or_refuse(path, dropped) -> tuple[Dataset | None, str]:
+def read_or_refuse(path, dropped, *columns, **options) -> tuple[list | None, str]:
+    """(rows, what was recognised), or (None, the sentence of the DataError)."""
     try:
-        return records.read_records(path, dropped=dropped), ""
+        data = records.read_records(path, *columns, dropped=dropped, **options)
+        return data.to_list(), data.info.description
     except DataError as error:
         return None, str(error)
 
 
-def test_fuzz(tmp_path, tokenizer):
-    """400 generated files: a typed error of one sentence that names the file, or a data set whose rows and dropped rows add up."""
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_cases(name):
+    expected, options = EXPECTED[name], EXPECTED[name].get("options", [])
+    options = dict(zip(options[::2], options[1::2], strict=True))
+    columns = options.get("--prompt-column"), options.get("--answer-column")
+    rows, said = read_or_refuse(CASES / name, None, *columns, **SPECIAL)
+    assert ("refused" if rows is None else "read") in expected["expect"]
+    if expected["expect"] != "read or refused" and expected.get("says") != "longer":
+        assert expected.get("says", "") in said  # that a row is longer is for the tokenizer to say
+    assert rows is None or len(rows) == (300 if "duplicates" in name else 60)
+    assert all(row["answer"] == row["answer"].strip() for row in rows or [])
+    if "also" in expected:
+        dropped = []
+        assert len(records.read_records(CASES / name, dropped=dropped)) == 59
+        assert [row.kind for row in dropped] == ["the answer is empty"]
 
-    def hang(*_):
-        raise TimeoutError(f"file {number} was not read within a minute")
 
-    previous = signal.signal(signal.SIGALRM, hang)
-    generator, outcomes = random.Random(7), {"raised": 0, "all kept": 0, "some dropped": 0}
-    try:
-        for number in range(400):
-            ending, data = make_file(generator)
-            path = tmp_path / f"file{number}.{ending}"
-            path.write_bytes(data)
-            signal.alarm(60)
-            dropped: list[records.Dropped] = []
-            read, error = read_or_refuse(path, dropped)
-            strict, strict_error = read_or_refuse(path, None)
-            for sentence in [text for text in (error, strict_error) if text] + [row.reason for row in dropped]:
-                assert path.name in sentence
-                assert "\n" not in sentence
-                assert len(sentence) < 900
-            # strict reading fails exactly where something would be left out
-            assert bool(strict_error) == (bool(dropped) or bool(error)), path.name
-            if error:
-                assert not dropped
-            else:
-                assert len(read) + len(dropped) == count_rows(ending, data), path.name
-                places = [*read["place"], *(row.place.replace(", line", ", row") for row in dropped)]
-                assert len(set(places)) == len(places)
-                report = data_report.inspect_data(read, read, tokenizer, 64, dropped)
-                assert report.rows_read == 2 * len(read) + len(dropped)
-            outcomes["raised" if error else "some dropped" if dropped else "all kept"] += 1
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+def test_values_arrive_as_the_file_has_them(read):
+    values = ["007", "NA", "None", "2024-01-31", "1.10", "true", "1e5", "null", "nan"]
+    text = "prompt,answer\n" + "".join(f"{value},{value}\n" for value in values)
+    assert pairs(read("d.csv", text)) == [(value, value) for value in values]
+    lines = b"".join(as_line(value, value) for value in values)
+    for more in (b"", as_line("x", 1)):  # with the second none of the lines is read by pyarrow
+        data = read("d.jsonl", lines + more)
+        assert pairs(data)[: len(values)] == [(value, value) for value in values]
+    objects = [{"a": 1}, {"b": "2024-01-31", "c": None}, [1, "x"], 7, 2.5, True, {"d": {"e": []}}]
+    data = read("d.jsonl", b"".join(as_line(answer=value) for value in objects))
+    assert [json.loads(answer) for answer in data["answer"]] == objects
+    assert data.info.description.endswith("; 7 values written as JSON text")
+
+
+def test_one_broken_line_among_good_ones_is_a_bad_row_with_its_number(read):
+    lines, dropped = GOOD * 3000 + b'{"prompt": "a", \n' + GOOD * 3000, []
+    fails("d.jsonl, line 3001: not JSON.*--drop-bad-rows", read, "d.jsonl", lines)
+    data = read("d.jsonl", lines, dropped=dropped)
+    assert data["place"][2999:3001] == ["d.jsonl, line 3000", "d.jsonl, line 3002"]
+    assert len(read("d.json", b"{broken\n" + GOOD * 2, dropped=dropped)) == 2
+    assert [row.place for row in dropped] == ["d.jsonl, line 3001", "d.json, line 1"]
+
+
+def test_plain_lines_are_not_looked_at_one_by_one(read, monkeypatch):
+    lines = b"".join(as_line(f"Où est {i}?", f"日本 {i}", more=[i]) for i in range(50_000))
+    slow = read("d.jsonl", lines[:-1] + b" \n" + as_line(7))[:50_000]
+    monkeypatch.setattr(records, "_pair", None)
+    assert read("d.jsonl", lines)[:] == slow
+    assert read("d.jsonl.gz", gzip.compress(lines, mtime=0))["answer"][:] == slow["answer"]
+
+
+# file name, its bytes, what the sentence must say
+WHOLE_FILE = [
+    ("empty.jsonl", b"", "empty.jsonl holds no row"),
+    ("blank.jsonl", b"\n \n", "blank.jsonl holds no row"),
+    ("binary.jsonl", bytes(range(256)) * 4, "is UTF-16 or binary: save it as text"),
+    ("utf16.csv", "prompt,answer\na,b\n".encode("utf-16"), "is UTF-16 or binary"),
+    ("header.csv", b"prompt,answer\n", "header.csv holds no row"),
+    ("quote.csv", b'prompt,answer\n"a,b\nc,d\n', "quote.csv, line 2: a quote is opened"),
+    ("twice.csv", b"prompt,answer,answer\na,b,c\n", r"columns twice: rename one of \['answer'"),
+    ("cut.json", b'[{"prompt": "a", ', "cut.json is not JSON.*give a list of objects"),
+    ("prose.txt", b"Once upon a time\nthere was\n", "prose.txt is not JSON"),
+    ("broken.parquet", b"PAR1" * 20, "broken.parquet cannot be read"),
+    ("cut.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:30], "cut.jsonl.gz cannot be read"),
+    ("sheet.xlsx", b"PK", "sheet.xlsx' .* ends otherwise: name a file ending in .jsonl"),
+    ("columns.csv", b"ask,reply\na,b\n", "no known layout among its columns 'ask', 'reply'"),
+]
+
+# the bytes of the second row, what is wrong with it
+ONE_ROW = {
+    "invalid JSON": (b'{"prompt": \n', "not JSON: Expecting value"),
+    "deep nesting": (b'{"prompt":' + b"[" * 100_000 + b"\n", "not JSON"),
+    "a list": (b"[1]\n", "a list, not an object"),
+    "null": (b"null\n", "a JSON NoneType"),
+    "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
+    "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
+    "null prompt": (as_line(prompt=None), "the prompt is empty"),
+    "white space": (as_line(prompt=" \t\u3000"), "the prompt is empty"),
+    "zero width": (as_line(answer="\u200b\ufeff \u2060"), "the answer is empty"),
+    "half a surrogate pair": (as_line("ok \ud800"), "the prompt is not UTF-8"),
+    "Latin-1": (as_line("xyz").replace(b"y", b"\xe9"), "the prompt is not UTF-8"),
+    "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
+    "answer begins a turn": (as_line(answer="Assistant: c"), "User: or Assistant: begins"),
+    "prompt begins a turn": (as_line("User: c"), "User: or Assistant: begins"),
+    "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
+    "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
+    "chat and answer": (as_line(CHAT), "'prompt' has the roles .*take turns"),
+    "unknown role": (as_line([{"role": "bot", "content": "a"}]), r"has the roles \['bot'"),
+    "no role": (as_line([{"content": "a"}]), "no text under 'role' and 'content' in message 1"),
+    "image": (as_line([{"role": "user", "content": [{"type": "image_url"}]}]), "in message 1"),
+    "turn in a chat": (as_line([{"role": "user", "content": "\nUser: y"}]), "inside a message"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WHOLE_FILE)
+def test_a_file_without_rows_raises_whatever_the_caller_allows(read, name, content, message):
+    fails(message, read, name, content)
+    fails(message, read, name, content, dropped=[])
+
+
+@pytest.mark.parametrize(("line", "wrong"), ONE_ROW.values(), ids=ONE_ROW)
+def test_a_bad_row_raises_or_is_listed(read, line, wrong):
+    lines, dropped = GOOD + line + GOOD, []
+    fails(f"d.jsonl, line 2: .*{wrong}.*--drop-bad-rows", read, "d.jsonl", lines, **SPECIAL)
+    data = read("d.jsonl", lines, dropped=dropped, **SPECIAL)
+    assert data["place"][:] == ["d.jsonl, line 1", "d.jsonl, line 3"]
+    assert [row.place for row in dropped] == ["d.jsonl, line 2"]
+
+
+def test_names_that_are_no_files(tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    fails("is a folder: name a file", records.read_records, tmp_path / "folder.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would wait for ever
+    for name in ("gone.csv", tmp_path / "pipe.jsonl", "https://example.org/d.jsonl", "~/gone.txt"):
+        fails("on the web", records.read_records, name)
+    fails("too long|on the web", records.read_records, "x" * 300 + ".csv")
+
+
+ROWS = [{"prompt": f"p, {i}", "answer": f"a {i}"} for i in range(3)]
+TEXT = 'prompt,answer\n"p, 0",a 0\n"p, 1",a 1\n"p, 2",a 2\n'
+SHAPES = {
+    "sep.csv": "sep=;\nprompt;answer\np, 0;a 0\np, 1;a 1\np, 2;a 2\n",
+    "crlf.csv": "\ufeff" + TEXT.replace("\n", "\r\n,\r\n\r\n"),
+    "spaced.csv": TEXT.replace(",a", ", a"),
+    "excel.csv": TEXT.replace("\n", ",,\n"),
+    "key.json": json.dumps({"version": [1], "rows": ROWS}, indent=1),
+    "splits.json": json.dumps({"test": [{"prompt": "x", "answer": "y"}], "train": ROWS}),
+    "columns.json": json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}),
+    "lines.ndjson": "\n".join(map(json.dumps, ROWS)),
+    "lines.txt": "\ufeff" + "\r\n\r\n".join(map(json.dumps, ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_the_same_rows(read, name):
+    assert pairs(read(name, SHAPES[name])) == [(row["prompt"], row["answer"]) for row in ROWS]
+    assert len(read(name + ".gz", gzip.compress(SHAPES[name].encode()))) == 3
+
+
+def test_csv_rows_are_named_by_their_line(read):
+    text, dropped = 'prompt,answer\n"two\nlines",b\nc\nd,e,f\n"g" h,i\n,\nj,k\n', []
+    fails("d.csv, line 4: 1 fields where the header has 2.*--drop-bad-rows", read, "d.csv", text)
+    assert pairs(read("d.csv", text, dropped=dropped)) == [("two\nlines", "b"), ("j", "k")]
+    assert [row.place for row in dropped] == [f"d.csv, line {line}" for line in (4, 5, 6)]
+    assert "a quote inside quotes is doubled" in dropped[2].kind
+
+
+LAYOUTS = [
+    ({"instruction": "I", "input": "", "output": "O"}, "I", "Alpaca: .* . input -> output"),
+    ({"instruction": "I", "context": "C", "response": "R", "x": 1}, "I\nC", "Dolly.*used: 'x'"),
+    ({"id": 1, "question": "Q", "answer": "A"}, "Q", "question -> answer; not used: 'id'"),
+    ({"prompt": "P", "messages": CHAT}, "a", "OpenAI chat: messages; not used: 'prompt'"),
+    ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
+    ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
+]
+
+
+@pytest.mark.parametrize(("row", "prompt", "line"), LAYOUTS)
+def test_known_layouts(read, row, prompt, line):
+    data = read("d.json", json.dumps([row]))
+    assert data["prompt"][:] == [prompt]
+    assert re.search(line, data.info.description)
+
+
+def test_columns_by_name(read, tmp_path):
+    rows = json.dumps([{"a": "x", "b": 7, "c": "", "d": "y"}])
+    data = read("d.json", rows, ["b", "a", "c"], "d")
+    assert pairs(data) == [("7\nx", "y")]
+    assert data.info.description == "b + a + c -> d; 1 values written as JSON text"
+    fails("has no 'e' and 'd' among its columns 'a', 'b'", read, "d.json", rows, "e", "d")
+    fails("the same column 'd'", read, "d.json", rows, ["a", "d"], "d")
+    Dataset.from_list([{"talk": CHAT, "n": 1}]).to_parquet(tmp_path / "d.parquet")
+    data = records.read_records(tmp_path / "d.parquet", "talk")
+    assert data[0] == {"prompt": "a", "answer": "b", "place": "d.parquet, row 1"}
+
+
+def test_a_chat_becomes_the_template(tokenizer):
+    system = {"role": "system", "content": "Be short."}
+    more = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    prompt, answer = records.chat_to_pair([system, *CHAT, *more])
+    assert prompting.build_prompt(prompt) == "User: Be short.\na\nAssistant: b\nUser: c\nAssistant:"
+    example = prompting.encode_example(tokenizer, prompt, answer)
+    learned = [label for label in example["labels"] if label != prompting.IGNORED]
+    assert tokenizer.decode(learned) == " d" + tokenizer.eos_token  # only the last answer
+    text = "### Human: a### Assistant: b### Human: c### Assistant: d"
+    assert records.chat_to_pair(text) == ("a\nAssistant: b\nUser: c", "d")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A data set with two configs: one with images that no library can read, one whose files differ
+    in their columns; every name on the hub leads to its folder.
+    """
+    configs = "".join(f"- config_name: {c}\n  data_files: '{c}*.parquet'\n" for c in ("en", "de"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    images = [{"bytes": b"no image", "path": None}] * 20
+    rows = Dataset.from_dict({"prompt": [*"abcdefghijklmnopqrst"], "answer": ["7"] * 20})
+    rows = rows.add_column("image", images).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "en.parquet")
+    Dataset.from_dict({"prompt": ["a"], "answer": ["b"]}).to_parquet(tmp_path / "de1.parquet")
+    Dataset.from_dict({"question": ["a"], "reply": ["b"]}).to_parquet(tmp_path / "de2.parquet")
+
+    def load(name, config, split, load=datasets.load_dataset):
+        return load(str(tmp_path), config, split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(records, "load_dataset", load)
+
+
+def test_hub_data_sets(hub):
+    fails("config None.*('en', 'de'|'de', 'en')", records.read_records, "me/set")
+    fails("config fr.*'en'", records.read_records, "me/set", config="fr")
+    fails("split dev.*train", records.read_records, "me/set", config="en", split="dev")
+    fails("config de.*column names", records.read_records, "me/set", config="de")
+    data = records.read_records("me/set", config="en", split="train[:10%]")
+    assert data["place"][:] == ["me/set, row 1", "me/set, row 2"]
+    assert data.info.description.endswith("not used: 'image'")
+
+
+def test_the_network_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETWORK_GUARD_LOG", str(tmp_path / "attempts"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub is asked six times
+    fails("no file and no hub data set 'nobody/nothing'", records.read_records, "nobody/nothing")
+
+
+def test_splits_are_seeded_and_hold_no_prompt_of_the_other(read):
+    lines = [as_line(f"{i % 40}" if i % 3 else f" {i % 40} ", f"{i}") for i in range(100)]
+    data, dropped = read("d.jsonl", b"".join(lines)), []
+    train, test = records.split_records(data, seed=1, dropped=dropped)
+    assert len(test) == 4
+    assert len(train) + len(test) + len(dropped) == 100
+    assert {row.kind for row in dropped} == {"repeats a held-out prompt"}
+    assert not {p.strip() for p in train["prompt"]} & {p.strip() for p in test["prompt"]}
+    assert records.split_records(data, seed=1)[1][:] == test[:]
+    assert records.split_records(data, seed=2)[1][:] != test[:]
+
+
+@pytest.mark.parametrize("least", [1, 16, 20])
+def test_the_number_of_rows_that_is_asked_for_suffices(least):
+    rows = [{"prompt": f"{i}", "answer": "b", "place": ""} for i in range(50)]
+    with pytest.raises(DataError, match="give at least") as caught:
+        records.split_records(Dataset.from_list(rows[:least]), least=least)
+    enough = int(str(caught.value).split()[-1])
+    assert len(records.split_records(Dataset.from_list(rows[:enough]), least=least)[0]) >= least
+    few = Dataset.from_list(rows[: enough - 1])
+    fails(f"give at least {enough}", records.split_records, few, least=least)
+
+
+def test_the_report_counts_and_names_every_kind(read):
+    rows = [("How?", "So."), ("how?  ", "So."), ("How?", "Not so."), ("fine", "yes"), ("x", "")]
+    dropped = []
+    train = read("train.jsonl", b"".join(as_line(*row) for row in rows), dropped=dropped)
+    test = read("test.jsonl", as_line("Fine", "no") * 2)
+    report = records.inspect_data(train, test, dropped)
+    assert list(report["rows"]) == [1, 1, 1, 2]
+    lines = [f"train.jsonl, line {line}" for line in (5, 2, 3)]
+    assert list(report["where"]) == [*lines, "test.jsonl, line 1; test.jsonl, line 2"]
+
+
+def test_own_splits_say_what_they_found(tmp_path, capsys):
+    lines = [as_line(f"{i % 40}", f"{i}") for i in range(100)] + [as_line("x", "")]
+    (tmp_path / "d.jsonl").write_bytes(b"".join(lines))
+    fails(
+        "give at least 109$", records.own_splits, tmp_path / "d.jsonl", least=90, drop_bad_rows=True
+    )
+    splits = records.own_splits(tmp_path / "d.jsonl", drop_bad_rows=True, least=32)
+    assert [len(splits[name]) for name in ("validation", "test")] == [3, 4]
+    said = capsys.readouterr().out
+    for line in ("read as prompt and answer", "the answer is empty", "repeats a held-out prompt"):
+        assert line in said
+
+
+WORDS = ["où", "日本", '"quoted"', "a, b", "line\nbreak", "\t", "😀", "{", "]", "\\", "\u2028"]
+ODD = [None, 3, True, "", "  ", [], {}, {"a": 1}, "\nUser: x", "<|endoftext|>", CHAT, CHAT[:1]]
+JUNK = [b'"', b"\n", b",", b"{", b"[" * 5000, b"\0", b"\xff", b"\r", b"9" * 5000, b"null", b"}\n"]
+
+
+def make_file(generator: random.Random) -> tuple[str, bytes]:
+    """(ending, bytes) of a data file in which a few texts and up to three places are odd."""
+
+    def text() -> object:
+        words = generator.choices(WORDS, k=generator.randint(1, 8))
+        return generator.choice(ODD) if generator.random() < 0.05 else " ".join(words)
+
+    rows = [{"prompt": text(), "answer": text()} for _ in range(generator.randint(0, 9))]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["prompt", "answer"], delimiter=generator.choice(",;"))
+    writer.writeheader()
+    writer.writerows(rows)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    kinds = {"csv": out.getvalue(), "json": json.dumps(rows, indent=1), "jsonl": lines}
+    ending = generator.choice(["csv", "json", "jsonl"])
+    data = kinds[ending].encode()
+    for _ in range(generator.choice([0, 0, 1, 2, 3])):
+        at, to = sorted(generator.choices(range(len(data) + 1), k=2))
+        cuts = [data[:at] + data[to:], data[:at] + generator.choice(JUNK) + data[at:]]
+        data = generator.choice([*cuts, b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n")])
+    return ending, data
+
+
+def test_generated_files(tmp_path, monkeypatch):
+    """Rows and dropped rows are the same with and without pyarrow; strict reading fails just where
+    a row would be dropped; every sentence is short and names the file.
+    """
+    generator, outcomes = random.Random(7), {"refused": 0, "all kept": 0, "some dropped": 0}
+    for number in range(400):
+        ending, data = make_file(generator)
+        path, dropped, again = tmp_path / f"file{number}.{ending}", [], []
+        path.write_bytes(data)
+        rows, said = read_or_refuse(path, dropped, "prompt", "answer")
+        strict, why = read_or_refuse(path, None, "prompt", "answer")
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "read_json", lambda *a: [])
+            assert read_or_refuse(path, again, "prompt", "answer") == (rows, said)
+        assert again == dropped
+        assert strict == (None if dropped else rows)
+        said = [said] if rows is None else []
+        why = [why] if strict is None else []
+        for sentence in [*said, *why, *map(": ".join, dropped)]:
+            assert path.name in sentence
+            assert "\n" not in sentence
+            assert len(sentence) < 900
+        places = [row["place"] for row in rows or []] + [row.place for row in dropped]
+        assert len(set(places)) == len(places)
+        outcomes["refused" if rows is None else "some dropped" if dropped else "all kept"] += 1
     assert min(outcomes.values()) >= 50, outcomes  # the generator reaches all three ends

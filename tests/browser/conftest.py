@@ -1,4 +1,4 @@
-"""One headless Chromium for all tests of this folder, which `make test-browser` runs from .venv-book, and a folder for its screenshots."""
+"""One headless Chromium for `make test-browser`, and a folder for its screenshots."""
 
 import shutil
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 # As root, without a GPU, and with nothing that asks other hosts by itself
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
-"""The book as `make book` built it, in a real browser: on a desk and on a phone, by day and by night."""
+"""The book as `make book` built it, in a browser: on a desk and on a phone, by day and by night."""
 
 import json
 import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +16,12 @@ from tests.browser.conftest import ROOT
 HTML = ROOT / "build" / "book" / "html"
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 PAGES = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.*"))]
-VIEWS = [(page, width, scheme) for width in (1440, 390) for scheme in ("light", "dark") for page in PAGES]
+SCHEMES = ("light", "dark")
+VIEWS = [(page, width, scheme) for width in (1440, 390) for scheme in SCHEMES for page in PAGES]
+
+
+def html(name: str) -> str:
+    return (HTML / f"{name}.html").read_text(encoding="utf-8")
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -35,7 +41,7 @@ def address():
 
 @pytest.fixture(scope="session")
 def windows(browser):
-    """One window for each width and colour scheme, kept open, with what its pages asked for and what failed."""
+    """One window for each width and scheme, with what its pages asked for and what failed."""
     kept = {}
 
     def window(width: int, scheme: str):
@@ -43,7 +49,7 @@ def windows(browser):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page.asked, page.failed = [], []
             page.on("request", lambda request: page.asked.append(request.url))
-            page.on("response", lambda answer: page.failed.append(answer.url) if answer.status >= 400 else None)
+            page.on("response", lambda r: page.failed.append(r.url) if r.status >= 400 else None)
             page.on("pageerror", lambda error: page.failed.append(str(error)))
             kept[width, scheme] = page
         return kept[width, scheme]
@@ -53,7 +59,7 @@ def windows(browser):
 
 @pytest.fixture(scope="module", params=VIEWS, ids=lambda view: "-".join(map(str, view)))
 def view(request, windows, address, shots):
-    """A page of the book, open, its mathematics set and its pictures loaded; a screenshot of it is kept."""
+    """A page, open, its mathematics set and its pictures loaded; a screenshot of it is kept."""
     name, width, scheme = request.param
     page = windows(width, scheme)
     page.asked.clear()
@@ -64,78 +70,70 @@ def view(request, windows, address, shots):
     return SimpleNamespace(page=page, name=name, width=width, scheme=scheme)
 
 
-def cut_off(page, selector: str) -> list[str]:
-    """The elements that match and are shown, but reach beyond the text's column or hold more than they show, with no box that scrolls it."""
-    return page.evaluate(
-        """selector => {
-            const column = document.querySelector('article').getBoundingClientRect();
-            const scrolls = node => ['auto', 'scroll'].includes(getComputedStyle(node).overflowX);
-            const boxed = node => node.tagName != 'ARTICLE' && (scrolls(node) || boxed(node.parentElement));
-            return [...document.querySelectorAll(selector)].filter(node => node.checkVisibility()).filter(node => {
-                const box = node.getBoundingClientRect();
-                const beyond = box.left < column.left - 1 || box.right > column.right + 1;
-                const overfull = !node.matches('p, li') && getComputedStyle(node).display != 'inline' && node.scrollWidth > node.clientWidth + 1;
-                return beyond && !boxed(node.parentElement) || overfull && !boxed(node);
-            }).map(node => node.outerHTML.slice(0, 200));
-        }""",
-        selector,
-    )
+# The elements of a selector that reach beyond the text's column, or hold more than they show, with
+# no box that scrolls it
+CUT_OFF = """selector => {
+    const column = document.querySelector('article').getBoundingClientRect();
+    const scrolls = node => ['auto', 'scroll'].includes(getComputedStyle(node).overflowX);
+    const boxed = n => n.tagName != 'ARTICLE' && (scrolls(n) || boxed(n.parentElement));
+    const shown = [...document.querySelectorAll(selector)].filter(node => node.checkVisibility());
+    return shown.filter(node => {
+        const box = node.getBoundingClientRect();
+        const beyond = box.left < column.left - 1 || box.right > column.right + 1;
+        const block = !node.matches('p, li') && getComputedStyle(node).display != 'inline';
+        const overfull = block && node.scrollWidth > node.clientWidth + 1;
+        return beyond && !boxed(node.parentElement) || overfull && !boxed(node);
+    }).map(node => node.outerHTML.slice(0, 200));
+}"""
+MAY_BE_WIDE = (
+    "img, svg, table, pre, .highlight, .table-wrapper, .math, mjx-container, details, p, li"
+)
 
 
-def test_the_page_does_not_scroll_sideways(view):
-    assert view.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
-
-def test_figures_tables_code_and_formulas_stay_in_the_column_or_scroll_in_their_own_box(view):
-    assert not cut_off(
-        view.page, "article :is(img, svg, table, pre, .highlight, .table-wrapper, .math, mjx-container, details, p, li)"
-    )
+def test_nothing_is_cut_off_and_the_page_does_not_scroll_sideways(view):
+    width = "document.documentElement.scrollWidth <= window.innerWidth"
+    assert view.page.evaluate(width)
+    assert not view.page.evaluate(CUT_OFF, f"article :is({MAY_BE_WIDE})")
 
 
 def test_pictures_are_loaded_and_said_in_words(view):
-    pictures = view.page.evaluate(
-        "[...document.images].map(image => ({alt: image.alt, width: image.naturalWidth, src: image.getAttribute('src')}))"
-    )
+    pictures = view.page.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.src])")
     assert pictures or view.name not in NOTEBOOKS
-    for picture in pictures:
-        assert picture["width"] > 0, picture
-        assert len(picture["alt"]) > 15 and picture["src"] not in picture["alt"], picture
+    for words, width, source in pictures:
+        assert width > 0 and len(words) > 15 and source.rpartition("/")[2] not in words, source
 
 
 def test_no_markup_is_left_raw(view):
     """Formulas are set, and tables are tables, in what cells display too."""
-    formulas, set_, wrong = view.page.evaluate(
-        "['article .math', 'article .math mjx-container', 'mjx-merror'].map(what => document.querySelectorAll(what).length)"
-    )
+    kinds = ["article .math", "article .math mjx-container", "mjx-merror"]
+    count = "kinds => kinds.map(kind => document.querySelectorAll(kind).length)"
+    formulas, set_, wrong = view.page.evaluate(count, kinds)
     assert formulas == set_ and not wrong
     prose = view.page.evaluate(
-        """(() => { const copy = document.querySelector('article').cloneNode(true);
-            copy.querySelectorAll('pre, code, mjx-container').forEach(node => node.remove()); return copy.textContent; })()"""
+        """() => { const copy = document.querySelector('article').cloneNode(true);
+        copy.querySelectorAll('pre, code, mjx-container').forEach(node => node.remove());
+        return copy.textContent; }"""
     )
     assert not re.findall(r".{0,30}(?:\$|\\[a-zA-Z(\[]|\| \|).{0,30}", prose)
 
 
-def test_contrast_and_structure(view, axe):
-    """axe-core: contrast of 4.5 to 1 for text, and whatever else of WCAG 2 A and AA a machine can see."""
+def test_contrast_and_structure(view):
+    """axe-core: contrast of 4.5 to 1, and what else of WCAG 2 A and AA a machine can see."""
     if view.width > 390 and view.name != "index":
-        pytest.skip("a wide window colours nothing otherwise than a narrow one: the start page stands for all there")
-    view.page.evaluate(axe)
+        pytest.skip("a wide window has the colours of a narrow one: the start page stands for all")
+    view.page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
     found = view.page.evaluate(
-        "async () => (await axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations']})).violations"
-        ".map(rule => [rule.id, rule.nodes.length, ...rule.nodes.slice(0, 3).map(node => node.html.slice(0, 160) + node.failureSummary)])"
+        """async () => { const options = {runOnly: ['wcag2a', 'wcag2aa']};
+        const {violations} = await axe.run(document, options);
+        const told = node => node.html.slice(0, 160) + node.failureSummary;
+        return violations.map(rule => [rule.id, ...rule.nodes.slice(0, 3).map(told)]); }"""
     )
     assert not found, json.dumps(found, indent=1)
 
 
-@pytest.fixture(scope="session")
-def axe():
-    from importlib.resources import files
-
-    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-
-
 def test_nothing_is_asked_of_another_host(view, address):
-    assert view.page.asked and not [url for url in view.page.asked if not url.startswith((address, "data:"))]
+    asked = [url for url in view.page.asked if not url.startswith((address, "data:"))]
+    assert view.page.asked and not asked
     assert not view.page.failed
 
 
@@ -158,42 +156,36 @@ def test_the_reader_can_choose_light_and_dark(windows, address):
 
 
 def test_navigation_is_in_the_order_of_the_series():
-    text = (HTML / "index.html").read_text(encoding="utf-8")
-    tree = text[text.index("sidebar-tree") :]
-    assert re.findall(r'class="toctree-l1"><a class="reference internal" href="(\w+)\.html"', tree)[: len(PAGES) - 1] == PAGES[1:]
+    tree = html("index")[html("index").index("sidebar-tree") :]
+    entries = r'class="toctree-l1"><a class="reference internal" href="(\w+)\.html"'
+    assert re.findall(entries, tree)[: len(PAGES) - 1] == PAGES[1:]
     for before, after in zip(PAGES, PAGES[1:], strict=False):
-        text = (HTML / f"{before}.html").read_text(encoding="utf-8")
-        assert re.search(rf'class="next-page" href="{after}\.html"', text)
+        assert re.search(rf'class="next-page" href="{after}\.html"', html(before))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_notebook_opens_in_colab(name):
-    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
-    assert re.search(
-        rf'class="colab[^"]*" href="https://colab\.research\.google\.com/github/[\w-]+/qlora-by-hand/blob/main/notebooks/{name}\.ipynb"',
-        text,
-    )
+    address = r"https://colab\.research\.google\.com/github/[\w-]+/qlora-by-hand/blob/main"
+    assert re.search(rf'class="colab[^"]*" href="{address}/notebooks/{name}\.ipynb"', html(name))
 
 
 def test_the_start_page_shows_readmes_results_and_map():
-    shown = re.sub(r"<[^>]+>", "", (HTML / "index.html").read_text(encoding="utf-8"))
+    shown = re.sub(r"<[^>]+>", "", html("index"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in re.search(r"^```\n(score .*?)\n```", readme, re.DOTALL | re.MULTILINE).group(1).splitlines():
-        assert line in shown
-    for row in re.findall(r"^\| \[(\d\d · [^\]]*)\]", readme, re.MULTILINE):
-        assert row in shown
+    table = re.search(r"^```\n(score .*?)\n```", readme, re.DOTALL | re.MULTILINE).group(1)
+    rows = re.findall(r"^\| \[(\d\d · [^\]]*)\]", readme, re.MULTILINE)
+    assert rows and all(line in shown for line in [*table.splitlines(), *rows])
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    """Local ones to a page and a place on it; others have the form of an address (their hosts are asked in the workflow)."""
-    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
-    for link in re.findall(r'<a [^>]*href="([^"]*)"', text):
+    """Local ones to a page and a place on it; the hosts of others are asked once a week."""
+    for link in re.findall(r'<a [^>]*href="([^"]*)"', html(name)):
         url = urlsplit(link)
         if url.scheme:
             assert url.scheme == "https" and re.fullmatch(r"[\w.-]+\.\w+", url.netloc), link
             continue
         target = HTML / unquote(url.path) if url.path else HTML / f"{name}.html"
         assert target.is_file(), link
-        if url.fragment:
-            assert f'id="{unquote(url.fragment)}"' in target.read_text(encoding="utf-8"), link
+        place = f'id="{unquote(url.fragment)}"' if url.fragment else ""
+        assert place in target.read_text(encoding="utf-8"), link

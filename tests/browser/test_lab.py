@@ -1,4 +1,4 @@
-"""JupyterLab as `make lab` starts it, in a real browser: a notebook is opened, "Run All Cells" clicked, and the run watched to its end."""
+"""JupyterLab as `make lab` starts it, in a browser: Run All Cells, watched to its end."""
 
 import json
 import os
@@ -16,33 +16,34 @@ import pytest
 from tests.browser.conftest import ROOT
 
 # The longest first; 06 to 08 are executed by nbval, like these
-NOTEBOOKS = [next((ROOT / "notebooks").glob(f"{number}_*.ipynb")).name for number in ("05", "01", "02", "03", "04")]
-LIMIT = 600  # seconds for one notebook, on a machine that has much else to do; an idle one takes two minutes for the longest
+NUMBERS = ("05", "01", "02", "03", "04")
+NOTEBOOKS = [next((ROOT / "notebooks").glob(f"{number}_*.ipynb")).name for number in NUMBERS]
+LIMIT = 600  # seconds for one notebook on a busy machine; an idle one takes two minutes at most
 SETTINGS = {
-    "notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # cells that are not in sight stay in the page, where they can be asked
+    "notebook-extension/tracker": {"windowingMode": "none"},  # unseen cells stay in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
-# What the page holds while it runs: the signs that stand for a cell's state, and what its outputs show
+# What the page shows while it runs; JupyterLab shows errors as it shows stderr
 STATE = """() => {
-    const texts = (selector) => [...document.querySelectorAll('.jp-Notebook ' + selector)].map(node => node.textContent.trim());
-    const stderr = texts('[data-mime-type="application/vnd.jupyter.stderr"]');  // JupyterLab shows errors as it shows stderr
-    const bars = stderr.concat(texts('.widget-html-content'));
+    const all = selector => [...document.querySelectorAll('.jp-Notebook ' + selector)];
+    const texts = selector => all(selector).map(node => node.textContent.trim());
+    const stderr = texts('[data-mime-type="application/vnd.jupyter.stderr"]');
+    const bars = stderr.concat(texts('.widget-html-content')).filter(t => /\\d+%\\|/.test(t));
+    const kernel = document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator');
     return {
-        errors: stderr.filter(text => text.includes('Traceback')), stderr, bars: bars.filter(text => /\\d+%\\|/.test(text)),
-        prompts: texts('.jp-CodeCell .jp-InputArea-prompt'),
-        kernel: document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status,
-        figures: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')].filter(image => image.naturalWidth > 100).length,
+        errors: stderr.filter(text => text.includes('Traceback')), stderr, bars,
+        prompts: texts('.jp-CodeCell .jp-InputArea-prompt'), kernel: kernel?.dataset.status,
+        figures: all('.jp-OutputArea img').filter(image => image.naturalWidth > 100).length,
     };
 }"""
 
 
 def copy_of_the_checkout(folder):
-    """What git would commit of this checkout, without stored outputs, so that what is seen is what the run made."""
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
+    """What git would commit of this checkout, without stored outputs: what is seen was made."""
+    listed = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -57,33 +58,36 @@ def copy_of_the_checkout(folder):
 
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
-    """JupyterLab, its address and token, started by `make lab` in a copy of the checkout with settings of its own, ended at the end."""
+    """Address and token of a JupyterLab, started by `make lab` in a copy of the checkout."""
     if not (ROOT / ".venv" / "bin" / "jupyter").exists():
         pytest.skip("JupyterLab is not installed: make .venv/ready")
-    copy, home, token = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
+    copy, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
+    token, settings_folder = secrets.token_hex(16), home / "config" / "lab" / "user-settings"
     copy_of_the_checkout(copy)
     for name, settings in SETTINGS.items():
-        path = home / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = settings_folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
-    (home / "config" / "jupyter_server_config.json").write_text('{"ServerApp": {"allow_root": true, "open_browser": false}}')
+    options = {"ServerApp": {"allow_root": True, "open_browser": False}}
+    (home / "config" / "jupyter_server_config.json").write_text(json.dumps(options))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")}
-    environment |= {
-        "JUPYTER_PORT": str(port),
-        "JUPYTER_TOKEN": token,
-        "QLORA_PROFILE": "tiny",
-        "PYTHONPATH": str(ROOT / "tests" / "guard"),
+    folders = {
+        f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")
     }
+    settings = {"JUPYTER_PORT": str(port), "JUPYTER_TOKEN": token, "QLORA_PROFILE": "tiny"}
+    guard = {"PYTHONPATH": str(ROOT / "tests" / "guard")}
+    environment = os.environ | folders | settings | guard
     log = (home / "log").open("w")
-    command = ["make", "--assume-old=.venv/ready", "lab"]  # the copy's files are new, its .venv is the checkout's
-    server = subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log, start_new_session=True)
+    command = ["make", "--assume-old=.venv/ready", "lab"]  # its .venv is the checkout's
+    options = {"cwd": copy, "env": environment, "stdout": log, "stderr": log}
+    server = subprocess.Popen(command, **options, start_new_session=True)
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5)  # noqa: S310
+                address = f"http://127.0.0.1:{port}/api?token={token}"
+                urllib.request.urlopen(address, timeout=5)  # noqa: S310 - loopback
                 break
             except OSError:
                 assert server.poll() is None, (home / "log").read_text()
@@ -96,13 +100,10 @@ def lab(browser, tmp_path_factory):
 
 
 def run_all(page, shots) -> list[dict]:
-    """Click Run, then Run All Cells, as a reader does; the states of the page, one a half second, until every cell has run or one failed."""
-    waiting = (
-        "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(node => node.textContent == '[ ]:')"
-    )
+    """Click Run, then Run All Cells; the page's states until every cell has run or one failed."""
     for _ in range(12):  # until the kernel has told its name, the click is taken and forgotten
         page.wait_for_timeout(2000)
-        if not page.evaluate(waiting):
+        if any(prompt != "[ ]:" for prompt in page.evaluate(STATE)["prompts"]):
             break
         page.locator(".lm-MenuBar-itemLabel:text-is('Run')").click()
         page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").click()
@@ -122,7 +123,9 @@ def run_all(page, shots) -> list[dict]:
 def test_run_all_cells(lab, browser, shots, name):
     notebook = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    figures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    figures = sum(
+        "image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]
+    )
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     # a workspace of its own: JupyterLab would open the notebook before it again, too
     page.goto(f"{lab.address}/lab/workspaces/{name[:2]}/tree/notebooks/{name}?token={lab.token}")
@@ -135,11 +138,16 @@ def test_run_all_cells(lab, browser, shots, name):
         page.request.delete(f"{lab.address}/api/kernels/{kernel['id']}?token={lab.token}")
     page.close()
     assert not last["errors"], last["errors"][0]
-    seen = [at for at, cell in enumerate(cells, 1) if not cell["metadata"].get("jupyter", {}).get("source_hidden")]
-    assert [int(prompt.strip("[]: ")) for prompt in last["prompts"]] == seen  # in order, and a folded cell shows no number
+    seen = [
+        at
+        for at, cell in enumerate(cells, 1)
+        if not cell["metadata"].get("jupyter", {}).get("source_hidden")
+    ]
+    # in order, and a folded cell shows no number
+    assert [int(prompt.strip("[]: ")) for prompt in last["prompts"]] == seen
     assert last["kernel"] == "idle" and last["figures"] == figures
     assert not [text for text in last["stderr"] if "Warning" in text]
     assert any(state["kernel"] == "busy" for state in states)
     if name.startswith("05"):
         seen = {text for state in states for text in state["bars"]}
-        assert len(seen) >= 3, f"a training of a minute showed no bar that moves: {seen}"
+        assert len(seen) >= 3, f"training showed no bar that moves: {seen}"

@@ -1,6 +1,7 @@
-"""Network guard: in any Python process started with this folder on PYTHONPATH, only loopback connections are allowed.
+"""Network guard: with this folder on PYTHONPATH, a Python process may only connect to loopback.
 
-An attempt raises OSError, and is written to the file named in NETWORK_GUARD_LOG (if set), since a library may swallow the error.
+An attempt raises OSError, and is noted in the file NETWORK_GUARD_LOG (if set), since a library may
+swallow the error.
 """
 
 import ipaddress
@@ -8,42 +9,40 @@ import os
 import socket
 
 
-def _is_local(host) -> bool:
+def _check(what: str, host) -> None:
+    """OSError unless `host` is this machine."""
     if host in (None, "", "localhost", socket.gethostname()):
-        return True
+        return
     try:
-        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback
+        if ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback:
+            return
     except ValueError:
-        return False
-
-
-def _refuse(what: str):
+        pass  # a name
     if log := os.environ.get("NETWORK_GUARD_LOG"):
         with open(log, "a") as out:
-            out.write(what + "\n")
-    raise OSError(f"network guard: {what} was tried, and only loopback connections are allowed here")
+            out.write(f"{what} {host}\n")
+    raise OSError(f"network guard: {what} {host} was tried, and only loopback is allowed here")
 
 
 class _GuardedSocket(socket.socket):
+    def _check(self, address) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            _check("a connection to", address[0])
+
     def connect(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
-            _refuse(f"a connection to {address[0]}")
+        self._check(address)
         return super().connect(address)
 
     def connect_ex(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
-            _refuse(f"a connection to {address[0]}")
+        self._check(address)
         return super().connect_ex(address)
 
 
-_getaddrinfo = socket.getaddrinfo
-
-
 def _guarded_getaddrinfo(host, *args, **kwargs):
-    if not _is_local(host):
-        _refuse(f"a look-up of {host}")
+    _check("a look-up of", host)
     return _getaddrinfo(host, *args, **kwargs)
 
 
+_getaddrinfo = socket.getaddrinfo
 socket.socket = _GuardedSocket
 socket.getaddrinfo = _guarded_getaddrinfo

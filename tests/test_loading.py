@@ -1,0 +1,264 @@
+"""The 4-bit base: repaired, proven, kept on disk, refused when it is not what it should be."""
+
+import dataclasses
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from bitsandbytes import functional
+from safetensors.torch import load_file, save_file
+from transformers import FalconForCausalLM
+from transformers.models.falcon import modeling_falcon
+
+from helpers import loading, memory, profiles, prompting
+from helpers.errors import ModelError, NotQuantizedError
+
+
+@pytest.fixture
+def copied(tmp_path, tiny):
+    """The profile of a copy of the tiny Falcon that a test may change, and its folder."""
+    shutil.copytree(
+        tiny.model_path, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "*.txt")
+    )
+    return dataclasses.replace(tiny, model=str(tmp_path / "model")), tmp_path / "model"
+
+
+def change_tensors(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# --- 4-bit, and proven to be so
+# ---------------------------------------------------------------------
+
+
+def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
+    proof = loading.prove_4bit(base)
+    assert proof.linear4bit_modules == 4 * base.config.num_hidden_layers
+    assert proof.footprint_bytes == proof.footprint_expected_bytes
+    assert modeling_falcon.FalconLinear is not torch.nn.Linear
+
+
+def test_a_model_that_is_not_4bit_is_not_proven(tiny):
+    plain = FalconForCausalLM.from_pretrained(tiny.model_path)
+    with pytest.raises(NotQuantizedError, match="0 of 16 linear layers are 4-bit"):
+        loading.prove_4bit(plain)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": False}], ids=str
+)
+def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, changes):
+    """FP4 has as many layers and bytes, and larger errors; without double quantization bytes
+    differ.
+    """
+    config = loading.quantization_config(tiny)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    monkeypatch.setattr(loading, "quantization_config", lambda profile: config)
+    with pytest.raises(NotQuantizedError, match="bytes of (fp4|nf4) where NF4 with double"):
+        loading.load_base(tiny)
+
+
+def test_the_fingerprint_sees_every_packed_byte_and_every_scale(base):
+    before, layer = loading.base_fingerprint(base), base.transformer.h[-1].mlp.dense_4h_to_h
+    for stored in (layer.weight.data.view(-1), layer.weight.quant_state.absmax.view(-1)):
+        stored[-1] ^= 1
+        assert loading.base_fingerprint(base) != before
+        stored[-1] ^= 1
+    assert loading.base_fingerprint(base) == before
+
+
+def test_4bit_logits_are_near_the_16bit_models(base, tiny, tokenizer):
+    full = FalconForCausalLM.from_pretrained(tiny.model_path, dtype=torch.float32)
+    text = "Call me Ishmael. Some years ago, never mind how long"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        a, b = full(ids).logits.log_softmax(-1), base(ids).logits.log_softmax(-1)
+    divergence = torch.nn.functional.kl_div(b, a, log_target=True, reduction="batchmean")
+    assert divergence / ids.shape[1] < 0.2
+
+
+def test_inference_changes_no_byte_and_gradients_still_flow(base, tiny, tokenizer):
+    """bitsandbytes' inference format for some CPUs would re-pack the bytes and cut the gradient."""
+    before = loading.base_fingerprint(base)
+    prompting.generate(base, tokenizer, ["hello"], 4, 1, progress=False)
+    assert loading.base_fingerprint(base) == before
+    model = loading.attach_lora(base, tiny).train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    # B is zero, so A has no gradient yet; every B has one, which comes through 4-bit layers
+    gradients = [p.grad.abs().sum() for name, p in model.named_parameters() if "lora_B" in name]
+    assert len(gradients) == 16 and all(gradient > 0 for gradient in gradients)
+
+
+def test_falcon_7b_shapes_take_the_same_path(tmp_path):
+    """Random weights of Falcon-7b's exact shapes, two layers and a small vocabulary, and one
+    step.
+    """
+    config = memory.known_config(profiles.FALCON_7B)
+    config.num_hidden_layers, config.vocab_size = 2, 512
+    FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    cpu = profiles.PROFILES["cpu-7b"]
+    profile = dataclasses.replace(cpu, model=str(tmp_path), revision=None)
+    model = loading.load_base(profile)
+    assert loading.prove_4bit(model).linear4bit_modules == 8
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    model = loading.attach_lora(model, profile).train()
+    wanted = memory.adapter_parameters(config, profile.lora_r, profile.target_modules)
+    assert loading.trainable_parameters(model) == wanted
+    ids = torch.randint(512, (1, 16))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+# --- the copy on disk
+# -------------------------------------------------------------------------------
+
+
+def same_bits(a, b) -> bool:
+    """Whether every tensor is equal, quantization constants included."""
+    a, b = a.state_dict(), b.state_dict()
+    raw = {n: (a[n].reshape(-1).view(torch.uint8), b[n].reshape(-1).view(torch.uint8)) for n in a}
+    return a.keys() == b.keys() and all(torch.equal(x, y) for x, y in raw.values())
+
+
+def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied, monkeypatch):
+    calls, original = [], functional.quantize_4bit
+    spy = lambda *a, **k: (calls.append(1), original(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(functional, "quantize_4bit", spy)
+    profile, folder = copied
+    first, second = (loading.load_base(profile, cache=tmp_path / "cache") for _ in range(2))
+    assert len(calls) == 16
+    plain = loading.load_base(profile)
+    assert same_bits(first, plain) and same_bits(second, plain)
+    assert second.name_or_path == plain.name_or_path
+    change_tensors(folder, lambda tensors: tensors["transformer.ln_f.bias"].add_(1))
+    changed = loading.load_base(profile, cache=tmp_path / "cache")  # has a copy of its own
+    assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
+
+
+# --- what is refused
+# --------------------------------------------------------------------------------
+
+
+def drop(name):
+    return lambda folder: change_tensors(folder, lambda tensors: tensors.pop(name))
+
+
+def truncate(folder):
+    os.truncate(folder / "model.safetensors", 100_000)
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def lfs_pointer(folder):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (drop("transformer.word_embeddings.weight"), "lack .*word_embeddings.* would be random"),
+        (drop("transformer.ln_f.weight"), "lack .*ln_f.weight.* would be random"),
+        (truncate, "damaged or not fetched"),
+        (lfs_pointer, "damaged or not fetched"),
+        (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
+        (lambda folder: (folder / "config.json").unlink(), "the config of .* could not be had"),
+    ],
+    ids=["embedding", "norm", "half", "lfs", "pickled", "no config"],
+)
+def test_bad_weights_are_refused_with_advice(copied, spoil, words):
+    profile, folder = copied
+    spoil(folder)
+    with pytest.raises(ModelError, match=words):
+        loading.load_base(profile)
+
+
+def test_pickled_code_is_not_run(copied, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/exploded",)
+
+    profile, folder = copied
+    pickle_weights(folder)
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        loading.load_base(profile)
+    assert not (tmp_path / "exploded").exists()
+
+
+T4 = profiles.PROFILES["colab-t4"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose files (name: (bytes, still to fetch)) and free disk a test decides."""
+    fetched = []
+
+    def files(free=10**12, **sizes):
+        infos = [
+            SimpleNamespace(filename=name.replace("__", "."), file_size=size, will_download=wanted)
+            for name, (size, wanted) in sizes.items()
+        ]
+        fake = lambda *a, dry_run=False, **k: infos if dry_run else fetched.append(k)  # noqa: E731
+        monkeypatch.setattr(loading, "snapshot_download", fake)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        return fetched
+
+    return files
+
+
+def test_a_hub_model_without_room_is_told_before_the_download(hub):
+    fetched = hub(free=9 * 10**9, a__safetensors=(14 * 10**9, True))
+    with pytest.raises(ModelError, match=r"needs 14.0 GB of disk, 9.0 GB are free: .*HF_HOME"):
+        loading.fetch(T4)
+    assert not fetched
+
+
+def test_what_is_already_here_needs_no_room(hub):
+    fetched = hub(free=10, a__safetensors=(14 * 10**9, False))
+    loading.fetch(T4)
+    assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
+
+
+def test_a_hub_model_without_safetensors_is_refused(hub):
+    hub(config__json=(100, True))
+    with pytest.raises(ModelError, match="comes without safetensors: only safetensors are loaded"):
+        loading.fetch(T4)
+
+
+def test_offline_with_nothing_cached_names_the_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="'tiiuae/falcon-7b' could not be had"):
+        loading.load_base(dataclasses.replace(T4, gpu_bytes=0))
+
+
+def test_a_gated_model_asks_for_its_terms_and_a_token():
+    def gated():
+        with loading.fetching("the model"):
+            try:
+                raise type("GatedRepoError", (Exception,), {})("401")
+            except Exception as cause:
+                raise OSError("gated") from cause
+
+    with pytest.raises(ModelError, match="accept the model's terms .* HF_TOKEN"):
+        gated()
+
+
+def test_profiles_pin_commits_and_configs_name_no_code():
+    for profile in profiles.PROFILES.values():
+        pinned = profile.revision and len(profile.revision) == 40
+        assert (profiles.ROOT / profile.model).is_dir() or pinned, profile.name
+    for path in (profiles.ROOT / "data").rglob("*.json"):
+        assert "auto_map" not in json.dumps(path.read_text(encoding="utf-8")), path.name

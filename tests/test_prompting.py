@@ -1,0 +1,155 @@
+"""Template, labels, batches, order, generation, scores."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from helpers import evaluation, prompting, records
+from helpers.environment import ROOT
+from helpers.errors import DataError
+
+IGNORED = prompting.IGNORED
+
+
+def test_labels_are_the_answer_and_the_end_token(tokenizer):
+    example = prompting.encode_example(tokenizer, "Where is it?", "Here.")
+    learned = tokenizer(" Here.")["input_ids"] + [tokenizer.eos_token_id]
+    ids = example["input_ids"]
+    assert example["labels"] == [IGNORED] * (len(ids) - len(learned)) + learned
+    assert ids[-len(learned) :] == learned
+    assert tokenizer.decode(ids) == "User: Where is it?\nAssistant: Here." + tokenizer.eos_token
+
+
+def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(tokenizer):
+    rows = records.read_tickets("validation")
+    encoded, too_long = prompting.encode(rows, tokenizer, 70)
+    alone = [prompting.encode_example(tokenizer, r["prompt"], r["answer"]) for r in rows]
+    assert 0 < len(too_long) < len(rows)
+    assert too_long == [i for i, row in enumerate(alone) if len(row["input_ids"]) > 70]
+    assert list(encoded) == [row for i, row in enumerate(alone) if i not in too_long]
+    with pytest.raises(
+        DataError, match=r"all 200 examples are longer than max_length=10 tokens \(the"
+    ):
+        prompting.encode(rows, tokenizer, 10)
+
+
+def test_the_answers_limit_comes_from_the_data(tokenizer):
+    rows = Dataset.from_list(
+        [{"prompt": "a", "answer": "word " * 40}, {"prompt": "b", "answer": "c"}]
+    )
+    encoded, _ = prompting.encode(rows, tokenizer, 500)
+    longest = len(tokenizer(" " + "word " * 40)["input_ids"]) + 1
+    assert prompting.answer_limit(encoded) == longest + 4 > 48
+    assert prompting.cut_off(tokenizer, ["word " * 40, "c"], longest - 1) == 1
+
+
+def test_examples_without_a_label_are_counted_before_training(tokenizer):
+    rows = [{"input_ids": [1, 2], "labels": [IGNORED, 2]}, {"input_ids": [1], "labels": [1]}]
+    with pytest.raises(DataError, match="every label of 1 of 2 examples is -100, .* example 1"):
+        prompting.check_labels(Dataset.from_list(rows))
+
+
+def test_collator_masks_padding_and_keeps_the_end_tokens_label(tokenizer):
+    end = tokenizer.eos_token_id
+    rows = [{"input_ids": [5, 6, end], "labels": [-100, 6, end]}]
+    rows += [{"input_ids": [7, end], "labels": [7, end]}]
+    batch = prompting.collator(tokenizer)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, end], [7, end, end]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, end], [7, end, -100]]
+
+
+def test_padding_changes_no_loss(base, tokenizer):
+    prompts = ("Hi", "Is the desk lamp with order K4821 on its way to me?")
+    rows = [prompting.encode_example(tokenizer, p, "Yes, of course.") for p in prompts]
+    collate = prompting.collator(tokenizer)
+    with torch.no_grad():
+        together, alone = base(**collate(rows)).logits, base(**collate(rows[:1])).logits
+    torch.testing.assert_close(together[0, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_length_grouped_order_sees_every_example_once_an_epoch_and_saves_padding():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 100, (1000,), generator=generator).tolist()
+    order = prompting.length_grouped_order(lengths, 10, 200, seed=1)
+    assert sorted(order[:1000]) == sorted(order[1000:]) == list(range(1000))
+    assert order == prompting.length_grouped_order(lengths, 10, 200, seed=1)
+    assert order != prompting.length_grouped_order(lengths, 10, 200, seed=2)
+    batches = [[lengths[i] for i in order[k : k + 10]] for k in range(0, 2000, 10)]
+    assert sum(10 * max(batch) for batch in batches) < 1.1 * 2 * sum(lengths)
+    rest = prompting.length_grouped_order([1] * 25, 10, 5, seed=0)  # carried into the next epoch
+    assert all(rest.count(i) == 2 for i in range(25))
+    with pytest.raises(DataError, match="a step takes 4 examples and there are 3"):
+        prompting.length_grouped_order([1] * 3, 4, 1, 0)
+
+
+def test_batched_generation_equals_single_generation(base, tokenizer):
+    prompts = records.read_tickets("test")["prompt"][:30]
+    together = prompting.generate(base, tokenizer, prompts, 24, 16, progress=False)
+    options = {"max_new_tokens": 24, "batch_size": 1, "progress": False}
+    assert together == [prompting.generate(base, tokenizer, [p], **options)[0] for p in prompts]
+
+
+# --- scores
+# -----------------------------------------------------------------------------------------
+
+TICKET = '{"intent":"refund","product":"desk lamp","order":"K4821","urgency":"low"}'
+
+
+def test_score_tickets_counts_each_kind_of_error():
+    spaced = json.dumps(json.loads(TICKET), indent=1)
+    wrong = [TICKET.replace("low", "high"), "[1]", "no json", TICKET[:-1] + ',"x":1}']
+    scores = evaluation.score_tickets([TICKET, spaced, *wrong], [TICKET] * 6)
+    assert scores["exact_match"] == 2 / 6 and scores["valid_json"] == 3 / 6
+    right = {"intent": 4 / 6, "product": 4 / 6, "order": 4 / 6, "urgency": 3 / 6}
+    assert scores["fields"] == right
+    with pytest.raises(DataError, match="1 answers cannot be scored against 2 references"):
+        evaluation.score(["a"], ["a", "b"])
+
+
+def test_other_tasks_are_scored_by_exact_match():
+    scores = evaluation.score([" Yes.", "No"], ["Yes.", "Yes."])
+    assert scores == {"valid_json": None, "exact_match": 0.5, "fields": {}}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "test_reworded"])
+def test_every_reply_of_the_data_is_complete(split):
+    replies = records.read_tickets(split, "reply")["answer"]
+    scores = evaluation.score_replies(replies, records.read_tickets(split)["answer"])
+    fields = dict.fromkeys(evaluation.REPLY_FIELDS, 1.0)
+    assert scores == {"complete": 1.0, "deadline": 1.0, "fields": fields}
+
+
+GOOD = "Thank you for writing. We will replace the tea pot from order A1234 today."
+DAMAGED = {"intent": "damage", "product": "tea pot", "order": "A1234", "urgency": "high"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "wrong"),
+    [
+        (GOOD, set()),
+        (GOOD.replace("tea pot", "teapot"), {"product"}),
+        (GOOD.replace("A1234", "A1234 and B5678"), {"order"}),
+        (GOOD.replace("replace", "refund"), {"remedy"}),
+        (GOOD.replace("We will replace", "You should replace"), {"remedy"}),
+        (GOOD.replace("today", "today or this month"), {"deadline"}),
+        (GOOD + "\nUser: thanks.", {"ends"}),
+        ("", {*evaluation.REPLY_FIELDS, "deadline"}),
+    ],
+)
+def test_what_a_reply_gets_wrong_is_seen(reply, wrong):
+    checks = evaluation.check_reply(reply, DAMAGED)
+    assert {field for field, right in checks.items() if not right} == wrong
+    score = evaluation.score_replies([reply], [json.dumps(DAMAGED)])
+    assert score["complete"] == (not wrong - {"deadline"})
+
+
+def test_perplexity_is_the_exponential_of_the_models_own_loss(base, tokenizer):
+    text = (ROOT / "data" / "tiny-falcon" / "heldout.txt").read_text()[:3000]
+    ids = torch.tensor(tokenizer(text)["input_ids"][: 4 * 128]).view(4, 128)
+    with torch.no_grad():
+        loss = base(input_ids=ids, labels=ids).loss
+    found = evaluation.perplexity(base, tokenizer, text, max_tokens=4 * 128)
+    assert found == pytest.approx(loss.exp().item(), rel=1e-4)

@@ -1,0 +1,116 @@
+"""Notebook 05's recipe: complete without helpers, equal to the command line, for any file."""
+
+import ast
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from transformers import TrainingArguments
+
+from helpers import profiles, prompting, records, training
+from tests.notebooks import ROOT, code_cells, load_definitions, notebook, read, source, tags
+
+PATH = notebook("05")
+RECIPE = [source(cell) for cell in code_cells(PATH) if "recipe" in tags(cell)]
+CALLS = ("BitsAndBytesConfig(", "modeling_falcon.FalconLinear = torch.nn.Linear", "LoraConfig(")
+CALLS += ("prepare_model_for_kbit_training(", "get_peft_model(", "TrainingArguments(", "Trainer(")
+CALLS += ("model.generate(", "PeftModel.from_pretrained(")
+NOT_READ = {"PROFILE", "RESUME", "DRIVE", "PUSH"}  # by the recipe
+
+
+def test_every_call_stands_in_the_open():
+    cells = [source(cell) for cell in code_cells(PATH) if "setup" not in tags(cell)]
+    code = "\n".join(cells)
+    assert [call for call in CALLS if call not in code] == []
+    assert [line for line in code.splitlines() if len(line) > 80] == []
+    assert len(read(PATH)["cells"]) <= 45
+
+
+def test_recipe_needs_nothing_of_this_repository():
+    assert set(re.findall(r"(?m)^(\w+) = ", RECIPE[0])) > NOT_READ
+    code = "\n".join(RECIPE[1:])
+    assert "helpers" not in code
+    assert not NOT_READ & {node.id for node in ast.walk(ast.parse(code)) if type(node) is ast.Name}
+
+
+@pytest.mark.parametrize("name", ["tiny", "colab-t4", "colab-l4", "colab-a100"])
+def test_numbers_are_the_profiles(name, monkeypatch):
+    profile, found = profiles.PROFILES[name], {"STEPS": 0}
+    major = 8 if profile.compute_dtype == "bfloat16" else 7
+    card = SimpleNamespace(total_memory=profile.gpu_bytes, major=major)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: profile.device == "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    exec(RECIPE[1], found)  # noqa: S102 - our own
+    assert found["run"] == {field: getattr(profile, field) for field in found["run"]}
+    assert (found["dtype"], found["gpu"]) == (profile.dtype, profile.device == "cuda")
+
+
+def test_order_is_the_command_lines():
+    grouped_by_length = load_definitions("05", "grouped_by_length")["grouped_by_length"]
+    for rows, batch, steps, seed in ((40, 16, 9, 0), (16, 16, 5, 1), (2000, 4, 300, 2)):
+        lengths = torch.randint(9, 99, (rows,)).tolist()
+        order = prompting.length_grouped_order(lengths, batch, steps, seed)
+        assert grouped_by_length(lengths, batch, steps, seed) == order
+
+
+def test_of_two_cards_one_is_used(tiny, tmp_path, monkeypatch):
+    def found_two(arguments):
+        prepare(arguments)
+        arguments._n_gpu = 2
+
+    prepare = TrainingArguments.__post_init__
+    monkeypatch.setattr(TrainingArguments, "__post_init__", found_two)
+    assert TrainingArguments(str(tmp_path), use_cpu=True).n_gpu == 2
+    names = {"STEPS": 8, "SEED": 0, "OUTPUT": tmp_path}
+    exec(RECIPE[1] + "\n" + RECIPE[7], names)  # noqa: S102 - our own
+    assert names["arguments"].n_gpu == 1
+    assert training.training_arguments(tiny, tmp_path, 0).n_gpu == 1
+
+
+def test_recipe_and_command_line_write_the_same_bytes(tmp_path):
+    lines = (records.TICKETS / "train.jsonl").read_text().splitlines(keepends=True)
+    data, steps, seed = tmp_path / "rows.jsonl", 12, 3
+    data.write_text("".join(lines[:150] + lines[:9]))  # some prompts twice
+    (empty := tmp_path / "empty").mkdir()
+    constants = {"DATA": str(data), "STEPS": steps, "SEED": seed, "OUTPUT": "out"}
+    training.write_recipe(empty / "recipe.py", **constants)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    outside = os.pathsep.join(path for path in paths if Path(path).name == "guard")
+    environment = os.environ | {"PYTHONPATH": outside}
+    subprocess.run([sys.executable, "recipe.py"], cwd=empty, env=environment, check=True)
+    command = f"-m helpers.training --data {data} --prompt-column message --answer-column ticket"
+    command += f" --steps {steps} --seed {seed} --no-scoring --output {tmp_path}/theirs"
+    subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
+    mine, theirs = empty / "out" / "checkpoints", tmp_path / "theirs" / "checkpoints"
+    file = f"checkpoint-{steps}/trainer_state.json"
+    logs = [json.loads((folder / file).read_text())["log_history"] for folder in (mine, theirs)]
+    kept = [[(e["step"], e.get("loss"), e.get("eval_loss")) for e in log] for log in logs]
+    assert kept[0] == kept[1]  # the losses, the held-out rows' losses, and the steps of both
+    file = "adapter/adapter_model.safetensors"
+    assert (empty / "out" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+
+def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):
+    with (tmp_path / "faq.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "question", "reply"])
+        rows.writerows([n, f'Where is "{n}", please?', f"On shelf {n % 9}."] for n in range(60))
+    monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
+    book = nbformat.read(PATH, as_version=4)
+    form = next(cell for cell in book.cells if "recipe" in cell.metadata.get("tags", ()))
+    form.source += f"\nDATA, STEPS = {str(tmp_path / 'faq.csv')!r}, 8"
+    form.source += "\nPROMPT_COLUMN, ANSWER_COLUMN, OUTPUT = 'question', 'reply', 'own'"
+    NotebookClient(book, resources={"metadata": {"path": str(PATH.parent)}}).execute()
+    printed = "".join(o.get("text", "") for c in book.cells for o in c.get("outputs", ()))
+    assert "exact match" in printed
+    assert "loss a token" in printed
+    assert (tmp_path / "own" / "adapter" / "adapter_model.safetensors").exists()
