@@ -1,7 +1,8 @@
-"""Sphinx configuration of the book: `make book` builds it from the stored notebooks and README. Nothing is executed, nothing is fetched.
+"""Sphinx configuration of the book, which `make book` builds from stored notebooks and README.
 
-Sphinx with myst-nb, since it reads notebooks as they are stored and checks every internal link; furo, since its search, its dark mode and
-its fonts need no other host, and it reads well on a phone.
+Nothing is executed, nothing is fetched. Sphinx with myst-nb, since it reads notebooks as they are
+stored and checks every internal link; furo, since its search, its dark mode and its fonts need no
+other host, and it reads well on a phone.
 """
 
 import json
@@ -13,14 +14,16 @@ from operator import methodcaller
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BOOK = ROOT / "build" / "book" / "source"  # where `make book` lays notebooks and start page side by side
-HOME = re.search(r"https://github\.com/[\w-]+/[\w-]+", (ROOT / "tests" / "setup_cell.py").read_text(encoding="utf-8")).group()
+BOOK = ROOT / "build" / "book" / "source"  # where `make book` lays notebooks and start page
+SETUP_CELL = (ROOT / "tests" / "setup_cell.py").read_text(encoding="utf-8")
+HOME = re.search(r"https://github\.com/[\w-]+/[\w-]+", SETUP_CELL).group()
 BADGE = re.compile(r"\[!\[([^\]]*)\]\(https:[^)]*\)\]\(([^)]*)\)")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)")
 ALT = re.compile(r"^# alt: (.+)\n", re.MULTILINE)
 CHECKED = re.compile(r"^# NBVAL_CHECK_OUTPUT\n", re.MULTILINE)
-FOLDED = {"setup": "the setup cell and its output", "solution": "the solution"}  # shown when asked for, by the tag of the cell
+# By the tag of the cell: what is shown when asked for
+FOLDED = {"setup": "the setup cell and its output", "solution": "the solution"}
 
 project = "QLoRA by hand"
 html_title = project
@@ -32,10 +35,11 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"  # tables in what a cell displays, too
 myst_enable_extensions = ["dollarmath", "attrs_inline", "html_image"]
 myst_heading_anchors = 3
-myst_heading_slug_func = methodcaller("replace", " ", "-")  # links in notebooks name headings as Jupyter does
+# Links in notebooks name headings as Jupyter does
+myst_heading_slug_func = methodcaller("replace", " ", "-")
 
 linkcheck_anchors = False
-linkcheck_ignore = [r"https://[\w./]*/OWNER/"]  # the placeholder of a copy that is not published yet
+linkcheck_ignore = [r"https://[\w./]*/OWNER/"]  # of a copy that is not published yet
 
 html_theme = "furo"
 html_static_path = ["book.css", "book.js"]
@@ -46,12 +50,12 @@ html_show_copyright = False
 html_use_index = False
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
-highlight_language = "none"  # of blocks in prose that name no language; cells are Python
+highlight_language = "none"  # of blocks in prose; cells are Python
 mathjax_path = "mathjax/tex-chtml.js"
 
 
 def at_home(text: str, folder: Path) -> str:
-    """Text of a file in `folder`: its local links lead to pages of the book, else to the repository; no picture comes from another host."""
+    """Text of a file in `folder`: local links lead to the book's pages, else to the repository."""
 
     def badge(found: re.Match) -> str:
         words, address = found.groups()
@@ -66,17 +70,19 @@ def at_home(text: str, folder: Path) -> str:
             return f"![{words}]({os.path.relpath(target, BOOK)})"
         if target.parent == ROOT / "notebooks":
             return f"[{words}]({target.name}{anchor})"
-        return f"[{words}]({HOME}/{'tree' if target.is_dir() else 'blob'}/main/{target.relative_to(ROOT)}{anchor})"
+        kind, name = "tree" if target.is_dir() else "blob", target.relative_to(ROOT)
+        return f"[{words}]({HOME}/{kind}/main/{name}{anchor})"
 
     def hint(found: re.Match) -> str:
         """Markdown leaves HTML as it is: formulas in it are marked for MathJax here."""
         return FORMULA.sub(r'<span class="math">\\(\1\\)</span>', found.group())
 
-    return re.sub("<details>.*?</details>", hint, LINK.sub(replace, BADGE.sub(badge, text)), flags=re.DOTALL)
+    text = LINK.sub(replace, BADGE.sub(badge, text))
+    return re.sub("<details>.*?</details>", hint, text, flags=re.DOTALL)
 
 
 def as_page(notebook: dict) -> dict:
-    """A stored notebook, with its links at home, its `# alt:` comments as alternative texts, and set-up and solutions folded."""
+    """A stored notebook: links at home, `# alt:` as alternative texts, solutions folded."""
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -88,7 +94,8 @@ def as_page(notebook: dict) -> dict:
             options["image"] = {"alt": alt.group(1)}
         for tag in FOLDED.keys() & set(tags):
             tags.append("hide-cell")
-            options |= {"code_prompt_show": f"Show {FOLDED[tag]}", "code_prompt_hide": f"Hide {FOLDED[tag]}"}
+            options["code_prompt_show"] = f"Show {FOLDED[tag]}"
+            options["code_prompt_hide"] = f"Hide {FOLDED[tag]}"
         cell["source"] = CHECKED.sub("", ALT.sub("", text))
     return notebook
 
@@ -107,7 +114,8 @@ def read_include(app, path: Path, parent: str, text: list[str]) -> None:
 def copy_mathjax(app, error) -> None:
     """What MathJax needs to set formulas as text: one script and its fonts."""
     if error is None:
-        package, target = files("mathjax") / "static" / "mathjax" / "es5", Path(app.outdir) / "_static" / "mathjax"
+        package = files("mathjax") / "static" / "mathjax" / "es5"
+        target = Path(app.outdir) / "_static" / "mathjax"
         fonts = Path("output") / "chtml" / "fonts" / "woff-v2"
         shutil.copytree(package / fonts, target / fonts, dirs_exist_ok=True)
         shutil.copy(package / "tex-chtml.js", target)
