@@ -20,7 +20,7 @@ HOME = re.search(r"https://github\.com/[\w-]+/[\w-]+", SETUP_CELL).group()
 BADGE = re.compile(r"\[!\[([^\]]*)\]\(https:[^)]*\)\]\(([^)]*)\)")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)")
-ALT = re.compile(r"^# alt: (.+)\n", re.MULTILINE)
+ALT = re.compile(r"^# alt: (.+(?:\n# .+)*)\n", re.MULTILINE)  # goes on in the next comment lines
 CHECKED = re.compile(r"^# NBVAL_CHECK_OUTPUT\n", re.MULTILINE)
 # By the tag of the cell: what is shown when asked for
 FOLDED = {"setup": "the setup cell and its output", "solution": "the solution"}
@@ -91,7 +91,7 @@ def as_page(notebook: dict) -> dict:
         tags = cell["metadata"].setdefault("tags", [])
         options = cell["metadata"]["mystnb"] = {}
         if alt := ALT.search(text):
-            options["image"] = {"alt": alt.group(1)}
+            options["image"] = {"alt": alt.group(1).replace("\n# ", " ")}
         for tag in FOLDED.keys() & set(tags):
             tags.append("hide-cell")
             options["code_prompt_show"] = f"Show {FOLDED[tag]}"
