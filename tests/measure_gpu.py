@@ -1,21 +1,66 @@
-"""What only a GPU can tell: NF4 bytes of its kernel, peak memory against the planner, speed.
+"""What only a GPU can tell: NF4 bytes of its kernel, memory against the plan, speed.
 
-`pytest -m gpu` writes data/measured/gpu.json with it; a test runs the same functions on a CPU.
+`pytest -m gpu tests/test_gpu.py` writes data/measured/gpu.json with it; on a CPU the same functions
+are tried with the tiny Falcon.
 """
 
+import contextlib
 import dataclasses
+import gc
 import json
 import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from unittest import mock
 
 import bitsandbytes.functional as F
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from helpers import environment, loading, memory, nf4, prompting, records, training
+from helpers import checkpoints, environment, loading, memory, nf4, training
 from helpers.environment import ROOT
 from helpers.profiles import Profile
 
 MEASURED = ROOT / "data" / "measured" / "gpu.json"
+WARM_UP = 3  # steps that are not timed: kernels are chosen and memory is first taken
+
+
+def note(name: str, values) -> None:
+    """Put `values` under this card's name into MEASURED, with the versions they hold for."""
+    file = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    card = file.setdefault(card, {})
+    card["versions"] = environment.versions() | {"cuda": torch.version.cuda}
+    card[name] = values
+    MEASURED.write_text(json.dumps(file, indent=1) + "\n")
+    print(name, values, flush=True)
+
+
+@contextlib.contextmanager
+def room(size: int | None):
+    """Let torch take `size` bytes of the card at most (None: all), from an empty start."""
+    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (size or total) / total))
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    except Exception as error:  # what it holds would keep its memory for as long as it is reported
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def allocated() -> dict:
+    """Bytes that torch's allocator holds; none of what paged optimizers take."""
+    names = ("memory_allocated", "max_memory_allocated", "max_memory_reserved")
+    return {name: getattr(torch.cuda, name)() for name in names}
 
 
 def differing_bytes(device: str, dtype: torch.dtype, elements: int = 2**21) -> int:
@@ -26,45 +71,134 @@ def differing_bytes(device: str, dtype: torch.dtype, elements: int = 2**21) -> i
     return int((packed.cpu().flatten() != nf4.quantize_nf4(weights)[0]).sum())
 
 
-def measure(profile: Profile, steps: int, device: str) -> dict:
-    """Train `steps` steps at the profile's full batch and length: peak and planned bytes, speed.
+def load(profile: Profile, device: str, four_bit: bool = True):
+    """(base model, what loading it took)."""
+    torch.cuda.reset_peak_memory_stats() if device == "cuda" else None
+    began = time.monotonic()
+    if four_bit:
+        model = loading.load_base(profile, device)
+        # two lookup tables a layer come to what `loading.stored_bytes` counts
+        planned = memory.expected_footprint(model.config, 2) + memory.buffer_bytes(model.config)
+        planned += 4 * (16 + 256) * len(loading.four_bit_layers(model))
+    else:
+        options = {"dtype": profile.dtype, "device_map": {"": device}}
+        model = AutoModelForCausalLM.from_pretrained(profile.model_path, **options)
+        planned = 2 * sum(memory.count_parameters(model.config).values())
+        planned += memory.buffer_bytes(model.config)
+    seconds = round(time.monotonic() - began, 1)
+    return model.eval(), {"seconds": seconds, "planned": planned} | allocated()
 
-    Every example is as long as the profile allows, as the planner assumes. The planner's CUDA
-    context is no tensor: it is left out on both sides.
+
+def attach(model, profile: Profile, four_bit: bool = True):
+    """Adapters as the profile says; on a 16-bit base without kbit preparation."""
+    if four_bit:
+        return loading.attach_lora(model, profile)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    kinds = list(profile.target_modules)
+    return get_peft_model(model, LoraConfig(r=profile.lora_r, target_modules=kinds))
+
+
+class Timed(checkpoints.Progress):
+    """When each step ended; the Trainer has read the loss before, so the GPU is done."""
+
+    ends: list[float] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.ends.append(time.monotonic())
+
+
+def train(
+    model, tokenizer, profile: Profile, steps: int, method="qlora", lengths: Sequence[int] = ()
+) -> dict:
+    """Train `steps` steps: peaks against the plan, and speed.
+
+    Every example has all of the profile's tokens, as the plan assumes, or one of `lengths`.
     """
-    on_gpu = device == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     profile = dataclasses.replace(profile, max_steps=steps, save_steps=10**6, warmup_steps=1)
-    tokenizer, length = loading.load_tokenizer(profile), profile.max_length
-    encoded, _ = prompting.encode(records.read_tickets("validation"), tokenizer, 10**6)
-    keys = ("input_ids", "labels")
-    full = Dataset.from_list(
-        [{key: (row[key] * length)[-length:] for key in keys} for row in encoded]
-    )
-    base = loading.load_base(profile, device)
-    loaded = torch.cuda.memory_allocated() if on_gpu else None
-    model = loading.attach_lora(base, profile)
-    with tempfile.TemporaryDirectory() as folder:
-        trained = training.fine_tune(model, tokenizer, full, profile, folder)
-    plan = memory.plan(model.config, profile)
+    draw = torch.Generator().manual_seed(0)
+    rows = max(64, profile.micro_batch * profile.accumulation)
+    sizes = [lengths[i % len(lengths)] if lengths else profile.max_length for i in range(rows)]
+    ids = [torch.randint(5, 1000, (size,), generator=draw).tolist() for size in sizes]
+    data = Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    Timed.ends = []
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoints, "Progress", Timed):
+        trained = training.fine_tune(model, tokenizer, data, profile, folder)
+    seconds = (Timed.ends[-1] - Timed.ends[WARM_UP - 1]) / (steps - WARM_UP)
+    tokens = sum(sizes) / rows * profile.micro_batch * profile.accumulation
+    plan = memory.plan(model.config, profile, method)
     return {
-        "profile": profile.name,
-        "model": profile.model,
-        "batch": [profile.micro_batch, profile.accumulation, length],
+        "batch": [profile.micro_batch, profile.accumulation, profile.max_length],
+        "dtype": profile.compute_dtype,
         "steps": steps,
         "final_loss": trained["final_loss"],
-        "tokens_per_second": trained["useful_tokens_per_second"],
-        "loaded_bytes": loaded,
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "planned_bytes": plan.total - plan.context,
-    }
+        "seconds_per_step": round(seconds, 4),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "planned_total": plan.total,
+        "plan": dataclasses.asdict(plan),
+    } | allocated()
 
 
-def note(name: str, values) -> None:
-    """Put `values` under this card's name into MEASURED, with the versions they hold for."""
-    file = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    card = file.setdefault(torch.cuda.get_device_name(0), {})
-    card["versions"] = environment.versions() | {"cuda": torch.version.cuda}
-    card[name] = values
-    MEASURED.write_text(json.dumps(file, indent=2) + "\n")
+@torch.inference_mode()
+def answer(model, batch: int, prompt: int = 64, new: int = 48) -> dict:
+    """Seconds a step of greedy answers to `batch` prompts of so many tokens; the peak."""
+    model.config.use_cache = True
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 1000, (batch, prompt), generator=draw).to(model.device)
+    options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": new}
+    options |= {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    seconds = []
+    for _ in range(3):
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        began = time.monotonic()
+        assert model.generate(ids, **options).shape == (batch, prompt + new)  # on the CPU by now
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.monotonic() - began) / new)
+    return {"batch": batch, "seconds_per_token": round(min(seconds), 5)} | allocated()
+
+
+def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
+    """QLoRA with as much memory as the profile's card has: loaded, answering, training at its full
+    batch and length, with lengths that vary, one example of `long` tokens, and batch `largest`.
+    """
+    tokenizer, measured = loading.load_tokenizer(profile), {}
+    with room(profile.gpu_bytes and profile.gpu_bytes - memory.CUDA_CONTEXT):
+        model, measured["loaded"] = load(profile, device)
+        for batch in (1, 16):
+            measured[f"answers, batch {batch}"] = answer(model, batch)
+            note(name, measured)
+        model = attach(model, profile)
+        one = dataclasses.replace(profile, accumulation=1)
+        varied = list(range(32, profile.max_length + 1, 7))
+        for run, (changed, steps, lengths) in {
+            "full": (profile, 10, ()),
+            "varied": (profile, 12, varied),
+            "long": (dataclasses.replace(one, micro_batch=1, max_length=long), 6, ()),
+            "largest": (dataclasses.replace(one, micro_batch=largest), 4, ()),
+        }.items():
+            try:
+                measured[run] = train(model, tokenizer, changed, steps, lengths=lengths)
+            except torch.OutOfMemoryError:
+                measured[run] = "out of memory"
+            gc.collect()
+            note(name, measured)
+    return measured
+
+
+def lora_runs(name: str, profile: Profile, device: str) -> dict:
+    """16-bit LoRA with the whole card: loaded, answering, training at the full batch."""
+    tokenizer, measured = loading.load_tokenizer(profile), {}
+    with room(None):
+        model, measured["loaded"] = load(profile, device, four_bit=False)
+        for batch in (1, 16):
+            measured[f"answers, batch {batch}"] = answer(model, batch)
+            note(name, measured)
+        model = attach(model, profile, four_bit=False)
+        measured["full"] = train(model, tokenizer, profile, 10, "lora")
+        note(name, measured)
+    return measured

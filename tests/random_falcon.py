@@ -37,7 +37,10 @@ def write(folder: Path, config: FalconConfig, shard: str = "10GB") -> None:
     with torch.device("meta"):
         model = FalconForCausalLM(config).to(torch.bfloat16)
     split = split_torch_state_dict_into_shards(model.state_dict(), max_shard_size=shard)
-    with environment.replace_folder(folder) as part, ThreadPoolExecutor(os.cpu_count()) as pool:
+    part = folder.with_name(f"{folder.name}.part")  # without fsync, which may take minutes
+    with environment.writing(folder), ThreadPoolExecutor(os.cpu_count()) as pool:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         for file, names in split.filename_to_tensors.items():
             shapes = [model.get_parameter(name).shape for name in names]
             tensors = zip(names, pool.map(random_tensor, names, shapes), strict=True)
@@ -47,6 +50,8 @@ def write(folder: Path, config: FalconConfig, shard: str = "10GB") -> None:
         model.config.save_pretrained(part)
         for name in ("tokenizer.json", "tokenizer_config.json"):  # all its ids are Falcon's too
             shutil.copy(environment.ROOT / "data" / "tiny-falcon" / name, part / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
 
 
 if __name__ == "__main__":
