@@ -37,12 +37,12 @@ def at_full_size(profile):
 
 def assert_as_planned(measured):
     """Loaded bytes within 1% of what was counted, allocated and reserved never over the plan."""
-    loaded, runs = measured["loaded"], [run for run in measured.values() if "plan" in run]
-    assert "out of memory" not in measured.values()
-    for run in runs:
+    loaded = measured["loaded"]
+    for run in (run for name, run in measured.items() if "plan" in run and name != "too large"):
         planned = run["planned_total"] - CONTEXT
         assert run["max_memory_allocated"] <= planned - run["plan"]["reserve"]
         assert run["max_memory_reserved"] <= planned
+    assert measured.get("largest") != "out of memory"
     assert loaded["memory_allocated"] == pytest.approx(loaded["planned"], rel=0.01)
 
 
@@ -66,19 +66,19 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
 
 
 @on_gpu
-@pytest.mark.parametrize(("name", "card"), CARDS.items())
-def test_a_profile_takes_no_more_than_planned(name, card):
-    """With as much memory as its card has, answers too: 4-bit ones, and 16-bit ones below."""
-    profile = at_full_size(profiles.PROFILES[name])
-    largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
-    assert_as_planned(measure_gpu.profile_runs(name, profile, "cuda", 2048, largest))
-
-
-@on_gpu
 def test_16_bit_lora_beside_qlora():
     """The largest profile on a base that is not quantized: memory, step time, answers."""
     profile = at_full_size(profiles.PROFILES["colab-a100"])
     assert_as_planned(measure_gpu.lora_runs("16-bit LoRA, colab-a100", profile, "cuda"))
+
+
+@on_gpu
+@pytest.mark.parametrize(("name", "card"), CARDS.items())
+def test_a_profile_takes_no_more_than_planned(name, card):
+    """With as much memory as its card has; answers too."""
+    profile = at_full_size(profiles.PROFILES[name])
+    largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
+    assert_as_planned(measure_gpu.profile_runs(name, profile, "cuda", 2048, largest))
 
 
 NOTEBOOK = """
@@ -135,14 +135,15 @@ def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
 def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(measure_gpu, "MEASURED", tmp_path / "gpu.json")
     profile = dataclasses.replace(tiny, max_length=48, micro_batch=2)
-    found = measure_gpu.profile_runs("4-bit", profile, "cpu", 64, 3)
+    found = measure_gpu.profile_runs("4-bit", profile, "cpu", 64, 4)
     found = [*found.values(), *measure_gpu.lora_runs("16-bit", profile, "cpu").values()]
     runs = [run for run in found if "plan" in run]
     assert [run["batch"] for run in runs] == [
         [2, 1, 48],
         [2, 1, 48],
         [1, 1, 64],
-        [3, 1, 48],
+        [4, 1, 48],
+        [5, 1, 48],
         [2, 1, 48],
     ]
     assert all(run["tokens_per_second"] > 0 for run in runs)
