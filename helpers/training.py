@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import PartialState
+from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
@@ -112,6 +113,8 @@ def fine_tune(
     finally:
         progress.close()
         stop.release()
+        # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
+        GlobalOptimManager.get_instance().initialize()
     seconds, steps = time.monotonic() - began, trainer.state.global_step
     if stop.asked and steps < profile.max_steps:
         raise KeyboardInterrupt(

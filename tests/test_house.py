@@ -12,7 +12,7 @@ from tests.notebooks import NOTEBOOKS, ROOT, code_cells, notebook, source
 
 HELPERS = ROOT / "helpers"
 NAMES = "errors environment profiles nf4 memory plotting loading prompting records evaluation"
-ORDER = (NAMES + " checkpoints training adapters study sharding").split()
+ORDER = (NAMES + " checkpoints training adapters study").split()
 PINS = (ROOT / "requirements.txt").read_text().split("# What reading")[0]
 PACKAGES = re.findall(r"^([\w-]+)==", PINS, re.MULTILINE)
 
