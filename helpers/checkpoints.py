@@ -63,8 +63,7 @@ def sha256(path: Path) -> str:
 
 
 def mark_complete(folder: Path, identity: str, **more) -> None:
-    """Write a checkpoint's marker: its run's identity, every file's hash, what else is to be
-    known."""
+    """Write a checkpoint's marker: its run's identity, every file's hash, and `more`."""
     (folder / MARKER).unlink(missing_ok=True)
     paths = sorted(folder.iterdir())
     for path in paths:
@@ -87,8 +86,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_all(folder: Path) -> None:
-    """Delete a folder of checkpoints. It loses its name first: half of it is never taken for
-    sound."""
+    """Delete a folder of checkpoints, which loses its name first: half of it never counts."""
     if folder.exists():
         shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
 
@@ -162,9 +160,8 @@ class StopOnDivergence(TrainerCallback):
         if not math.isfinite(logs["loss"]) or self.skipped >= allowed:
             raise TutorialError(
                 f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
-                "the "
-                f"norm {logs.get('grad_norm')}: lower the learning rate ({args.learning_rate:g}), "
-                f"lengthen the warm-up ({args.warmup_steps} steps)"
+                f"the norm {logs.get('grad_norm')}: lower the learning rate "
+                f"({args.learning_rate:g}), lengthen the warm-up ({args.warmup_steps} steps)"
                 + (", or take a card with bfloat16" if args.fp16 else "")
             )
 

@@ -57,8 +57,7 @@ def missing() -> list[str]:
 
 
 def installed() -> list[str]:
-    """Everything that is installed, as constraints with which pip adds packages and replaces
-    none."""
+    """What is installed, as constraints with which pip adds packages and replaces none."""
     found = {
         dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]
     }
@@ -95,8 +94,7 @@ def prepare() -> None:
         reason = ((done.stderr or done.stdout).strip() or "pip printed nothing").splitlines()[-1]
         raise TutorialError(
             f"pip could not add {names} beside what is installed ({reason}): check the network, "
-            "then "
-            "run this cell again"
+            "then run this cell again"
         )
 
 
@@ -170,8 +168,7 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
     if free < room:
         raise TutorialError(
             f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB "
-            "may be "
-            "needed: free some, or choose a folder on another disk"
+            "may be needed: free some, or choose a folder on another disk"
         )
 
 

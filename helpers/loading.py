@@ -99,8 +99,7 @@ def fetch(profile: Profile) -> None:
         if need and need + SPARE > free:
             raise ModelError(
                 f"{profile.model!r} needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
-                "free: "
-                f"{ADVICE['No space left']}"
+                f"free: {ADVICE['No space left']}"
             )
         snapshot_download(profile.model, **options)
 
@@ -314,8 +313,9 @@ def check_adapter(folder: str | Path, profile: Profile, base_config) -> tuple[Lo
     try:
         if not file.exists() and (folder / "adapter_model.bin").exists():
             raise ValueError(
-                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
-                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
+                "it is pickled, which can run code; "
+                "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), "
+                f"'{file.name}') converts it"
             )
         entries = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
         if entries["peft_type"] != "LORA":

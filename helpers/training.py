@@ -1,8 +1,7 @@
 """The command line's whole run: load, prove, score, fine-tune, score again, save.
 
 `python -m helpers.training --profile tiny` does what notebook 05 writes out, with the same numbers;
-`accelerate launch -m helpers.training` the same on several processes (notebook 08).
-"""
+`accelerate launch -m helpers.training` the same on several processes (notebook 08)."""
 
 import argparse
 import json
@@ -78,8 +77,7 @@ def fine_tune(
 
     Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
     the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
-    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk.
-    """
+    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk."""
     prompting.check_labels(train)
     state = PartialState(cpu=profile.device == "cpu")
     mine, leads = checkpoints.share(profile, state.num_processes), state.is_main_process
@@ -119,8 +117,7 @@ def fine_tune(
     if stop.asked and steps < profile.max_steps:
         raise KeyboardInterrupt(
             f"stopped at step {steps} of {profile.max_steps}; its checkpoint is saved, run again "
-            "with "
-            "--resume (resume=True) to go on"
+            "with --resume (resume=True) to go on"
         )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     first = checkpoints.step_of(newest) if newest else 0
@@ -137,8 +134,7 @@ def fine_tune(
 
 def peak_rss() -> int:
     """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
-    begins at what the parent held. Elsewhere ru_maxrss (bytes on macOS, else KiB).
-    """
+    begins at what the parent held. Elsewhere ru_maxrss (bytes on macOS, else KiB)."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -207,8 +203,7 @@ def examples(prompts: Sequence[str], **answers: Sequence[str]) -> str:
 
 def prepare(splits: dict[str, Dataset], tokenizer, profile: Profile):
     """(splits, encoded splits, profile): too long rows are left out of every split and told, and
-    the limit of tokens for an answer is that of the longest answer in train, with a little room.
-    """
+    the limit of tokens for an answer is that of the longest answer in train, with a little room."""
     splits, encoded = dict(splits), {}
     for name, split in splits.items():
         encoded[name], too_long = prompting.encode(split, tokenizer, profile.max_length)
@@ -240,14 +235,12 @@ def run(
     `splits`: train, validation, test, perhaps test_reworded (default: the tickets); `data` names
     them. `scoring` False leaves the scores out; `cache`: see `loading.load_base`. Of several
     processes all train, each on its share of every batch; the first alone scores and writes, the
-    others return None.
-    """
+    others return None."""
     state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise TutorialError(
             "helpers.training keeps the whole model in every process and was started with FSDP: "
-            "leave "
-            "--use_fsdp out; notebook 08 shows how one model is spread"
+            "leave --use_fsdp out; notebook 08 shows how one model is spread"
         )
     mine = checkpoints.share(profile, state.num_processes)
     output = Path(output) if output else environment.runs_folder() / profile.name
@@ -313,8 +306,7 @@ def write_recipe(path: str | Path, **constants) -> None:
     """Write notebook 05's cells tagged `recipe` as one script, with `constants` in its form.
 
     The tickets are its data if no others are given, the tiny Falcon its model where there is no
-    GPU.
-    """
+    GPU."""
     notebook = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
