@@ -11,11 +11,12 @@ import pytest
 import torch
 from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
-from transformers import FalconForCausalLM
+from transformers import AutoModelForCausalLM, FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
-from helpers import loading, memory, profiles, prompting
+from helpers import loading, memory, profiles, prompting, training
 from helpers.errors import ModelError, NotQuantizedError
+from tests.test_memory import CONFIGS
 
 
 @pytest.fixture
@@ -42,6 +43,23 @@ def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
     assert proof.linear4bit_modules == 4 * base.config.num_hidden_layers
     assert proof.footprint_bytes == proof.footprint_expected_bytes
     assert modeling_falcon.FalconLinear is not torch.nn.Linear
+
+
+@pytest.mark.parametrize("name", ["as Falcon-RW", "Llama", "Mistral", "Qwen2"])
+def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenizer, tmp_path):
+    """Random models: every linear layer but the head gets 4 bits and an adapter, which learns."""
+    config = CONFIGS[name].__class__(**CONFIGS[name].to_diff_dict() | {"vocab_size": 1024})
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    profile = dataclasses.replace(tiny, model=str(tmp_path / name), max_steps=4, warmup_steps=1)
+    record = training.run(profile, output=tmp_path, scoring=False)
+    layers = memory.linear_layers(config)
+    assert record["linear4bit_modules"] == len(layers)
+    model = loading.load_adapter(loading.load_base(profile), tmp_path / "adapter", profile)
+    learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]
+    assert len(learned) == len(layers)
+    assert len(prompting.generate(model, tokenizer, ["hello"], 4, 1, False)) == 1
 
 
 def test_a_model_that_is_not_4bit_is_not_proven(tiny):

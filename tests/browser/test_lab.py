@@ -56,12 +56,14 @@ def copy_of_the_checkout(folder):
             if cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = [], None
         path.write_text(json.dumps(notebook), encoding="utf-8")
-    own = (folder / "notebooks" / FINE_TUNE).read_text(encoding="utf-8")
+    own = json.loads((folder / "notebooks" / FINE_TUNE).read_text(encoding="utf-8"))
+    form = next(cell for cell in own["cells"] if "DATA = " in "".join(cell["source"]))
+    form["source"] = "".join(form["source"])
     for field, value in FORM.items():
-        changed = f"{field} = {value!r}".replace("'", '\\\\"')
-        own, found = re.subn(rf'(?<="){field} = (\\\\"[^"]*"|\d+)', changed, own)
+        line = f"{field} = {value!r}"
+        form["source"], found = re.subn(rf"(?m)^{field} = .*$", line, form["source"])
         assert found == 1, field
-    (folder / "notebooks" / OWN).write_text(own, encoding="utf-8")
+    (folder / "notebooks" / OWN).write_text(json.dumps(own), encoding="utf-8")
     rows = [f"What does item {n} cost?,It costs {3 * n} euros." for n in range(60)]
     (folder / "own.csv").write_text("\n".join(["question,reply", *rows]), encoding="utf-8")
     (folder / ".venv").symlink_to(ROOT / ".venv")
