@@ -12,12 +12,14 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -87,6 +89,7 @@ def step_of(checkpoint: Path) -> int:
 
 def remove_all(folder: Path) -> None:
     """Delete a folder of checkpoints, which loses its name first: half of it never counts."""
+    folder = folder.resolve()  # a link stays a link
     if folder.exists():
         shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
 
@@ -106,6 +109,20 @@ def newest_checkpoint(folder: Path, identity: str, remove: bool = False) -> Path
     for path in set(found) - set(sound) if remove else ():
         shutil.rmtree(path)
     return sound[0] if sound else None
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path, leads: bool = True) -> Iterator[None]:
+    """TutorialError while another process trains in `folder`; one that died holds nothing back."""
+    with contextlib.ExitStack() as stack:
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / "run.lock", timeout=0))
+            except Timeout:
+                wrong = f"another run trains in {str(folder)!r}"
+                raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
+        yield
 
 
 class Checkpoints(TrainerCallback):

@@ -21,17 +21,7 @@ from helpers.errors import TutorialError
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
-NEEDED = (
-    *PACKAGES,
-    "loralib",
-    "einops",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "safetensors",
-    "psutil",
-    "tqdm",
-)
+NEEDED = (*PACKAGES, *"loralib einops matplotlib numpy pandas safetensors psutil tqdm".split())
 PLACES = {  # each sets one of these variables itself; the first that is found tells the place
     "Colab": ("COLAB_RELEASE_TAG", "COLAB_GPU", "COLAB_JUPYTER_IP"),
     "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
@@ -79,15 +69,7 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
         constraints.write_text("\n".join(installed()) + "\n", encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--constraint",
-            str(constraints),
-        ]
+        command = [sys.executable, *"-m pip install --quiet --constraint".split(), constraints]
         done = subprocess.run([*command, *lacking], capture_output=True, text=True)
     importlib.invalidate_caches()
     if done.returncode or missing():

@@ -14,18 +14,8 @@ FALCON_7B_REVISION = "ec89142b67d748a1865ea4451372db8313ada0d8"
 # The four linear kinds of a Falcon layer
 ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 DTYPES = ("bfloat16", "float16", "float32")
-AT_LEAST = {"max_length": 2, "warmup_steps": 0} | dict.fromkeys(  # what settings have to be
-    (
-        "micro_batch",
-        "accumulation",
-        "max_steps",
-        "save_steps",
-        "eval_batch",
-        "max_new_tokens",
-        "lora_r",
-    ),
-    1,
-)
+COUNTS = "micro_batch accumulation max_steps save_steps eval_batch max_new_tokens lora_r".split()
+AT_LEAST = {"max_length": 2, "warmup_steps": 0} | dict.fromkeys(COUNTS, 1)  # of whole numbers
 
 
 @dataclass(frozen=True)

@@ -85,34 +85,37 @@ def fine_tune(
     lengths = [len(ids) for ids in train["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
     folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
-    newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
-    if resume:
-        found = f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
-        state.print(found)
-    if leads and not newest:
-        checkpoints.remove_all(folder)
-    state.wait_for_everyone()
-    stop, progress = checkpoints.StopOnInterrupt(), checkpoints.Progress()
-    divergence, marker = checkpoints.StopOnDivergence(), checkpoints.Checkpoints(identity)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(mine, folder, seed, validation is not None),
-        train_dataset=train.select(order),
-        eval_dataset=validation and validation.select(range(min(64, len(validation)))),
-        data_collator=prompting.collator(tokenizer),
-        callbacks=[divergence, progress, marker, stop],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-    began = time.monotonic()
-    try:
-        with environment.writing(folder, "make room on that disk, then go on with --resume"):
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    finally:
-        progress.close()
-        stop.release()
-        # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
-        GlobalOptimManager.get_instance().initialize()
+    with checkpoints.only_run_in(Path(output), leads):
+        newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
+        if resume:
+            found = (
+                f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
+            )
+            state.print(found)
+        if leads and not newest:
+            checkpoints.remove_all(folder)
+        state.wait_for_everyone()
+        stop, progress = checkpoints.StopOnInterrupt(), checkpoints.Progress()
+        divergence, marker = checkpoints.StopOnDivergence(), checkpoints.Checkpoints(identity)
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(mine, folder, seed, validation is not None),
+            train_dataset=train.select(order),
+            eval_dataset=validation and validation.select(range(min(64, len(validation)))),
+            data_collator=prompting.collator(tokenizer),
+            callbacks=[divergence, progress, marker, stop],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        began = time.monotonic()
+        try:
+            with environment.writing(folder, "make room on that disk, then go on with --resume"):
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        finally:
+            progress.close()
+            stop.release()
+            # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
+            GlobalOptimManager.get_instance().initialize()
     seconds, steps = time.monotonic() - began, trainer.state.global_step
     if stop.asked and steps < profile.max_steps:
         raise KeyboardInterrupt(

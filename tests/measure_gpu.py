@@ -1,8 +1,7 @@
 """What only a GPU can tell: NF4 bytes of its kernel, memory against the plan, speed.
 
 `pytest -m gpu tests/test_gpu.py` writes data/measured/gpu.json with it; on a CPU the same functions
-are tried with the tiny Falcon.
-"""
+are tried with the tiny Falcon."""
 
 import contextlib
 import dataclasses
@@ -116,8 +115,7 @@ def train(
 ) -> dict:
     """Train `steps` steps: peaks against the plan, and speed.
 
-    Every example has all of the profile's tokens, as the plan assumes, or one of `lengths`.
-    """
+    Every example has all of the profile's tokens, as the plan assumes, or one of `lengths`."""
     profile = dataclasses.replace(profile, max_steps=steps, save_steps=10**6, warmup_steps=1)
     draw = torch.Generator().manual_seed(0)
     rows = max(64, profile.micro_batch * profile.accumulation)
@@ -197,8 +195,7 @@ def answer(model, batch: int, prompt: int = 64, new: int = 48) -> dict:
 def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
     """QLoRA with as much memory as the profile's card has: loaded, answering, training at its full
     batch and length, with lengths that vary, one example of `long` tokens, the batch `largest` that
-    is planned to fit, and a quarter more, both with lengths that vary.
-    """
+    is planned to fit, and a quarter more, both with lengths that vary."""
     tokenizer, measured = loading.load_tokenizer(profile), {}
     with room(profile.gpu_bytes and profile.gpu_bytes - memory.CUDA_CONTEXT):
         model, measured["loaded"] = load(profile, device)

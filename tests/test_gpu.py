@@ -1,9 +1,8 @@
-"""On a machine with an NVIDIA GPU: `pytest -m gpu` measures, asserts, writes
-data/measured/gpu.json as it goes.
+"""On a machine with an NVIDIA GPU: `pytest -m gpu` measures, asserts, writes data/measured/gpu.json
+as it goes.
 
 Elsewhere these are skipped, and the same functions run with the tiny Falcon. The 7B runs load
-tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder in QLORA_FALCON_7B.
-"""
+tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder in QLORA_FALCON_7B."""
 
 import dataclasses
 import json

@@ -73,8 +73,7 @@ def test_a_model_that_is_not_4bit_is_not_proven(tiny):
 )
 def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, changes):
     """FP4 has as many layers and bytes, and larger errors; without double quantization bytes
-    differ.
-    """
+    differ."""
     config = loading.quantization_config(tiny)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -116,9 +115,7 @@ def test_inference_changes_no_byte_and_gradients_still_flow(base, tiny, tokenize
 
 
 def test_falcon_7b_shapes_take_the_same_path(tmp_path):
-    """Random weights of Falcon-7b's exact shapes, two layers and a small vocabulary, and one
-    step.
-    """
+    """Random weights of Falcon-7b's shapes, two layers and a small vocabulary, and one step."""
     config = memory.known_config(profiles.FALCON_7B)
     config.num_hidden_layers, config.vocab_size = 2, 512
     FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)

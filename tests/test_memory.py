@@ -1,6 +1,5 @@
 """The planner against real models: stored, gradient and optimizer bytes exactly, the peak of a step
-from above and within a quarter, and what others published.
-"""
+from above and within a quarter, and what others published."""
 
 import csv
 import dataclasses
@@ -65,8 +64,7 @@ by_method = pytest.mark.parametrize("method", memory.METHODS)
 class Allocations(TorchDispatchMode):
     """Bytes of all storages that operations make while it is active: `live` now and `peak`, as
     `torch.cuda.max_memory_allocated` counts on a GPU. Storages of `known` tensors do not count.
-    CUDA's softmax makes gradient times probability in its backward pass, which `gpu` adds.
-    """
+    CUDA's softmax makes gradient times probability in its backward pass, which `gpu` adds."""
 
     def __init__(self, known, gpu=False):
         super().__init__()
@@ -194,8 +192,7 @@ def test_falcon_7b_as_the_library_counts_it():
 
 def assert_peaks(config, method, folder, attention="sdpa", **fields):
     """Never under the measured peak, at most 25% over it. Gradients of an earlier micro-step are
-    held meanwhile, as accumulation does.
-    """
+    held meanwhile, as accumulation does."""
     profile, model = ready(config, method, folder, attention, **fields)
     for length in (48, 512, 2048):
         profile = dataclasses.replace(profile, max_length=length, micro_batch=1 + (length < 2048))
