@@ -142,12 +142,13 @@ def test_run_all_cells(lab, browser, shots, name):
     )
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     # a workspace of its own: JupyterLab would open the notebook before it again, too
-    page.goto(f"{lab.address}/lab/workspaces/{name[:2]}/tree/notebooks/{name}?token={lab.token}")
+    stem = name.removesuffix(".ipynb")
+    page.goto(f"{lab.address}/lab/workspaces/{stem}/tree/notebooks/{name}?token={lab.token}")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
     assert page.evaluate(STATE)["figures"] == 0
     states = run_all(page, shots)
     last = states[-1]
-    page.screenshot(path=shots / f"lab-{name.removesuffix('.ipynb')}.png")
+    page.screenshot(path=shots / f"lab-{stem}.png")
     for kernel in page.request.get(f"{lab.address}/api/kernels?token={lab.token}").json():
         page.request.delete(f"{lab.address}/api/kernels/{kernel['id']}?token={lab.token}")
     page.close()
