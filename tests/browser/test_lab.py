@@ -164,6 +164,6 @@ def test_run_all_cells(lab, browser, shots, name):
     assert last["kernel"] == "idle" and last["figures"] == figures
     assert not [text for text in last["stderr"] if "Warning" in text]
     assert any(state["kernel"] == "busy" for state in states)
-    if name.startswith("05"):
+    if name == FINE_TUNE:
         seen = {text for state in states for text in state["bars"]}
         assert len(seen) >= 3, f"training showed no bar that moves: {seen}"
