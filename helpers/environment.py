@@ -104,8 +104,7 @@ def show_setup(profile) -> None:
     rows["RAM"] = f"{ram.total / 1e9:.0f} GB, {ram.available / 1e9:.0f} GB of it free"
     rows |= {"disk": f"{disk.free / 1e9:.0f} GB free", "profile": profile.name}
     if profile.gpu_bytes:
-        shares = f"{profile.accumulation} x {profile.micro_batch}"
-        rows["a step"] = f"{shares} examples of at most {profile.max_length} tokens"
+        rows["a step"] = profile.step
     print("\n".join(f"{name:<13} {value}" for name, value in rows.items()))
 
 

@@ -77,6 +77,14 @@ class Profile:
         folder = ROOT / self.model
         return str(folder) if folder.is_dir() else self.model
 
+    @property
+    def step(self) -> str:
+        """What a step takes, and what the next larger card would allow."""
+        each = "{0.accumulation} x {0.micro_batch} examples of at most {0.max_length} tokens".format
+        larger = [p for p in (_T4, _L4, _A100) if p.micro_batch > self.micro_batch]
+        more = [f"a card of {p.gpu_bytes / 1e9:.0f} GB takes {each(p)}" for p in larger[:1]]
+        return "; ".join([each(self), *more])
+
 
 _TINY = Profile(
     name="tiny",

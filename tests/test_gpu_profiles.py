@@ -54,6 +54,9 @@ def test_each_card_gets_its_profile_and_it_fits(
     assert profile.activation_checkpointing == (profile.device == "cuda")
     assert loading.quantization_config(profile).bnb_4bit_compute_dtype == getattr(torch, dtype)
 
+    assert f"{accumulation} x {batch} examples of at most {profile.max_length}" in profile.step
+    assert ("; a card of" in profile.step) == (batch < 16)
+
     fake = lambda **given: SimpleNamespace(n_gpu=1, given=given)  # noqa: E731 - real ones need a card
     monkeypatch.setattr(training, "TrainingArguments", fake)
     given = training.training_arguments(profile, tmp_path, seed=0).given
