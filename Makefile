@@ -13,7 +13,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # What does not depend on the packages' versions runs once, in `make test`.
 ONCE := $(addprefix --ignore=tests/test_,contract.py data.py fresh_clone.py house.py readme.py)
 
-.PHONY: finetune test test-colab test-colab-313 test-browser book lint lab refresh setup-cell study rehearse-7b pretrain tickets hero lock
+.PHONY: help finetune test test-colab test-colab-313 test-browser book lint lab refresh setup-cell publish study rehearse-7b pretrain tickets hero lock
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny, auto or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -26,9 +26,8 @@ test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 G
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
 	OMP_NUM_THREADS=1 .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
-lint: .venv/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: .venv/ready  ## ruff alone
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed or fetched
 	rm -rf build/book
@@ -41,6 +40,10 @@ refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01
 	$(GUARDED) $(BIN)/python tests/refresh.py $(ONLY)
 setup-cell: .venv/ready  ## write tests/setup_cell.py into every notebook
 	$(BIN)/python tests/refresh.py --setup-cell
+publish:  ## write your address on GitHub into badges, setup cells and citation: OWNER=account
+	$(PYTHON) tests/publish.py "$(OWNER)" $(REPO)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
 
 study: .venv/ready  ## the runs that notebook 07 reads and data/study lacks; an hour and a half
 	$(BIN)/python data/study/study.py $(ARGS)

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -137,12 +136,15 @@ def fine_tune(
 
 def peak_rss() -> int:
     """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
-    begins at what the parent held. Elsewhere ru_maxrss (bytes on macOS, else KiB)."""
+    begins at what the parent held. Elsewhere what the system keeps."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    if platform.system() == "Windows":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
 def settings(profile: Profile, seed: int) -> dict:
