@@ -155,10 +155,9 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
 
 def flush(path: Path) -> None:
     """Force a file, or the entries of a folder where its drive can do that, to the disk."""
-    windows = os.name == "nt"  # it opens no folder, and flushes only what may be written
-    if windows and path.is_dir():
+    if os.name == "nt" and path.is_dir():  # Windows opens none, and flushes what may be written
         return
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
             os.fsync(handle)
