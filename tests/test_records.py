@@ -14,7 +14,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from helpers import prompting, records
+from helpers import prompting, records, training
 from helpers.errors import DataError
 
 CASES = Path(__file__).parent / "cases" / "data"
@@ -75,6 +75,16 @@ def test_the_cases(name):
         dropped = []
         assert len(records.read_records(CASES / name, dropped=dropped)) == 59
         assert [row.kind for row in dropped] == ["the answer is empty"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_cases_on_the_command_line(name, tmp_path, capsys):
+    expected = EXPECTED[name]
+    for case in (expected, *filter(None, [expected.get("also")])):
+        command = ["--data", str(CASES / name), *case.get("options", [])]
+        done = training.main([*command, *"--steps 2 --no-scoring --output".split(), str(tmp_path)])
+        assert (done == 0 and "read" or "refused") in case["expect"]
+        assert case.get("says", "") in "".join(capsys.readouterr()) or "or" in case["expect"]
 
 
 def test_values_arrive_as_the_file_has_them(read):
