@@ -13,7 +13,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # What does not depend on the packages' versions runs once, in `make test`.
 ONCE := $(addprefix --ignore=tests/test_,contract.py data.py fresh_clone.py house.py readme.py)
 
-.PHONY: finetune test test-colab test-colab-313 test-browser book lint lab refresh setup-cell study rehearse-7b pretrain tickets hero lock
+.PHONY: finetune test test-colab test-colab-313 test-browser test-export book lint lab refresh setup-cell study rehearse-7b pretrain tickets hero lock
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny, auto or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -26,6 +26,8 @@ test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 G
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
 	OMP_NUM_THREADS=1 .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
+test-export: .venv-export/ready  ## a merged adapter in llama.cpp; 15 minutes to build it; writes data/measured/export.json
+	$(GUARDED) .venv-export/bin/python -m pytest -q -s tests/export.py $(ARGS)
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,7 +73,8 @@ lock: .venv-tools/ready  ## write tests/requirements-lock.txt; ARGS=--upgrade fo
 	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
 	.venv-colab-313/bin/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
 	touch $@
-.venv-%/ready: tests/requirements-%.txt  # colab, book, tools
+.venv-export/ready: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF
+.venv-%/ready: tests/requirements-%.txt  # colab, book, export, tools
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --requirement $<
 	touch $@
