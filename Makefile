@@ -73,7 +73,7 @@ lock: .venv-tools/ready  ## write tests/requirements-lock.txt; ARGS=--upgrade fo
 	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
 	.venv-colab-313/bin/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
 	touch $@
-.venv-export/ready: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF
+.venv-export/ready: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF
 .venv-%/ready: tests/requirements-%.txt  # colab, book, export, tools
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --requirement $<

