@@ -5,6 +5,7 @@ notebook 06 quotes. Not in `make test`, since llama.cpp is built from source for
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +76,19 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
     bound, same = BOUNDS[kind]
     assert row["largest_logit_difference"] < bound
     assert row["same_answers"] >= same
+
+
+def test_num_kv_heads_as_save_pretrained_writes_it_is_refused(
+    main_job, tmp_path, capsys, monkeypatch
+):
+    def as_saved(adapter, folder, *options):
+        merge(adapter, folder, *options)
+        config = Path(folder, "config.json")
+        config.write_text(config.read_text().replace('num_kv_heads": 1', 'num_kv_heads": 2'))
+
+    merge = adapters.merge
+    monkeypatch.setattr(adapters, "merge", as_saved)
+    command = ["export", str(main_job[1] / "adapter"), str(tmp_path / "tickets.gguf")]
+    assert adapters.main(command) == 1
+    assert "shape '[2, 3, 64, 128]' is invalid" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
