@@ -1,8 +1,7 @@
 """Shared loading, prompting and training code of the notebooks; imports run downwards, see README.
 
 Three messages of the libraries say nothing that a reader could act on; each is silenced here, by
-its text, before its library loads.
-"""
+its text, before its library loads."""
 
 import logging
 import warnings

@@ -115,14 +115,12 @@ def load_adapters(base, folders: Mapping[str, str | Path], profile: Profile) -> 
 def generate_mixed(
     model: PeftModel, tokenizer, prompts: Sequence[str], names: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to one batch, row i by adapter `names[i]` (BASE: none), in one pass a
-    token."""
+    """Greedy answers to one batch, row i by adapter `names[i]` (BASE: none), one pass a token."""
     unknown = sorted(set(names) - set(model.peft_config) - {BASE})
     if unknown or len(prompts) != len(names):
         raise AdapterError(
             f"{len(prompts)} prompts and the adapter names {sorted(set(names))} do not go "
-            "together: give "
-            f"one name for each prompt, of {', '.join([*model.peft_config, BASE])}"
+            f"together: give one name for each prompt, of {', '.join([*model.peft_config, BASE])}"
         )
     model.eval()  # peft refuses mixed batches in training mode
     options = {"adapter_names": list(names)}

@@ -12,12 +12,14 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -63,8 +65,7 @@ def sha256(path: Path) -> str:
 
 
 def mark_complete(folder: Path, identity: str, **more) -> None:
-    """Write a checkpoint's marker: its run's identity, every file's hash, what else is to be
-    known."""
+    """Write a checkpoint's marker: its run's identity, every file's hash, and `more`."""
     (folder / MARKER).unlink(missing_ok=True)
     paths = sorted(folder.iterdir())
     for path in paths:
@@ -87,8 +88,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_all(folder: Path) -> None:
-    """Delete a folder of checkpoints. It loses its name first: half of it is never taken for
-    sound."""
+    """Delete a folder of checkpoints, which loses its name first: half of it never counts."""
+    folder = folder.resolve()  # a link stays a link
     if folder.exists():
         shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
 
@@ -108,6 +109,20 @@ def newest_checkpoint(folder: Path, identity: str, remove: bool = False) -> Path
     for path in set(found) - set(sound) if remove else ():
         shutil.rmtree(path)
     return sound[0] if sound else None
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path, leads: bool = True) -> Iterator[None]:
+    """TutorialError while another process trains in `folder`; one that died holds nothing back."""
+    with contextlib.ExitStack() as stack:
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / "run.lock", timeout=0))
+            except Timeout:
+                wrong = f"another run trains in {str(folder)!r}"
+                raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
+        yield
 
 
 class Checkpoints(TrainerCallback):
@@ -162,9 +177,8 @@ class StopOnDivergence(TrainerCallback):
         if not math.isfinite(logs["loss"]) or self.skipped >= allowed:
             raise TutorialError(
                 f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
-                "the "
-                f"norm {logs.get('grad_norm')}: lower the learning rate ({args.learning_rate:g}), "
-                f"lengthen the warm-up ({args.warmup_steps} steps)"
+                f"the norm {logs.get('grad_norm')}: lower the learning rate "
+                f"({args.learning_rate:g}), lengthen the warm-up ({args.warmup_steps} steps)"
                 + (", or take a card with bfloat16" if args.fp16 else "")
             )
 

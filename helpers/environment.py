@@ -21,17 +21,7 @@ from helpers.errors import TutorialError
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
-NEEDED = (
-    *PACKAGES,
-    "loralib",
-    "einops",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "safetensors",
-    "psutil",
-    "tqdm",
-)
+NEEDED = (*PACKAGES, *"loralib einops matplotlib numpy pandas safetensors psutil tqdm".split())
 PLACES = {  # each sets one of these variables itself; the first that is found tells the place
     "Colab": ("COLAB_RELEASE_TAG", "COLAB_GPU", "COLAB_JUPYTER_IP"),
     "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
@@ -57,8 +47,7 @@ def missing() -> list[str]:
 
 
 def installed() -> list[str]:
-    """Everything that is installed, as constraints with which pip adds packages and replaces
-    none."""
+    """What is installed, as constraints with which pip adds packages and replaces none."""
     found = {
         dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]
     }
@@ -80,23 +69,14 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
         constraints.write_text("\n".join(installed()) + "\n", encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--constraint",
-            str(constraints),
-        ]
+        command = [sys.executable, *"-m pip install --quiet --constraint".split(), constraints]
         done = subprocess.run([*command, *lacking], capture_output=True, text=True)
     importlib.invalidate_caches()
     if done.returncode or missing():
         reason = ((done.stderr or done.stdout).strip() or "pip printed nothing").splitlines()[-1]
         raise TutorialError(
             f"pip could not add {names} beside what is installed ({reason}): check the network, "
-            "then "
-            "run this cell again"
+            "then run this cell again"
         )
 
 
@@ -123,6 +103,8 @@ def show_setup(profile) -> None:
     rows = {"place": place()} | versions() | {"GPU": card, "dtype": profile.compute_dtype}
     rows["RAM"] = f"{ram.total / 1e9:.0f} GB, {ram.available / 1e9:.0f} GB of it free"
     rows |= {"disk": f"{disk.free / 1e9:.0f} GB free", "profile": profile.name}
+    if profile.gpu_bytes:
+        rows["a step"] = profile.step
     print("\n".join(f"{name:<13} {value}" for name, value in rows.items()))
 
 
@@ -167,14 +149,15 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
     if free < room:
         raise TutorialError(
             f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB "
-            "may be "
-            "needed: free some, or choose a folder on another disk"
+            "may be needed: free some, or choose a folder on another disk"
         )
 
 
 def flush(path: Path) -> None:
     """Force a file, or the entries of a folder where its drive can do that, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens none, and flushes what may be written
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
             os.fsync(handle)

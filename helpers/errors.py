@@ -1,12 +1,10 @@
 """Errors a reader can act on. Each message is one sentence: what was wrong, with the value, and
-what to do.
-"""
+what to do."""
 
 
 class TutorialError(Exception):
     """Base of all errors that the helpers raise on purpose: settings, hardware, folders,
-    interrupted or diverged runs.
-    """
+    interrupted or diverged runs."""
 
 
 class DataError(TutorialError):

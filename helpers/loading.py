@@ -99,8 +99,7 @@ def fetch(profile: Profile) -> None:
         if need and need + SPARE > free:
             raise ModelError(
                 f"{profile.model!r} needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
-                "free: "
-                f"{ADVICE['No space left']}"
+                f"free: {ADVICE['No space left']}"
             )
         snapshot_download(profile.model, **options)
 
@@ -240,7 +239,8 @@ def base_fingerprint(model: torch.nn.Module) -> str:
 
 def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
-    drawn from `seed`) on the profile's target modules. `options` go to peft's LoraConfig."""
+    drawn from `seed`) on the profile's target modules, or on all linear layers but the head of a
+    model that has none of these. `options` go to peft's LoraConfig."""
     checkpointing = profile.activation_checkpointing
     model = prepare_model_for_kbit_training(
         model,
@@ -248,6 +248,8 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
     model.config.use_cache = not checkpointing
+    kinds = memory.linear_shapes(model.config)
+    targets = [name for name in profile.target_modules if name in kinds] or list(kinds)
     # What an adapter should say of its base is name and revision, not this machine's folder.
     model.name_or_path = model.config._name_or_path = profile.model
     transformers.set_seed(seed)
@@ -255,7 +257,7 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
         r=profile.lora_r,
         lora_alpha=profile.lora_alpha,
         lora_dropout=profile.lora_dropout,
-        target_modules=list(profile.target_modules),
+        target_modules=targets,
         task_type="CAUSAL_LM",
         revision=profile.revision,
         **options,
@@ -283,7 +285,8 @@ def save_adapter(
     """Write adapter, README (from the run's `record`, keys as in results.json), tokenizer and
     BASE_SHA256 to `folder`, all or nothing. The last two are for a model spread over processes."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
-    facts = {"template_path": CARD, "profile": profile, "record": record}
+    targets = sorted(model.peft_config["default"].target_modules)
+    facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
         model.save_pretrained(part, state_dict=state_dict)
         (part / BASE_SHA256).write_text((fingerprint or base_fingerprint(model)) + "\n")
@@ -314,8 +317,9 @@ def check_adapter(folder: str | Path, profile: Profile, base_config) -> tuple[Lo
     try:
         if not file.exists() and (folder / "adapter_model.bin").exists():
             raise ValueError(
-                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
-                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
+                "it is pickled, which can run code; "
+                "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), "
+                f"'{file.name}') converts it"
             )
         entries = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
         if entries["peft_type"] != "LORA":

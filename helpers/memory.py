@@ -1,8 +1,7 @@
 """Bytes of a training run, predicted from a model's config, without its weights.
 
-Stored bytes are counted on a model built on the meta device; activations follow a formula.
-`python -m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan.
-"""
+Stored bytes are counted on a model built on the meta device; activations follow a formula. `python
+-m helpers.memory --model tiiuae/falcon-7b --gpu T4 --batch 1 --length 512` prints the plan."""
 
 import argparse
 import bisect
@@ -87,8 +86,7 @@ def known_config(model: str) -> Config:
 def read_config(model: str) -> Config:
     """A known model's config, or that of a folder or config.json; Falcon's old names are read too.
 
-    ModelError unless transformers builds a causal language model of it, without remote code.
-    """
+    ModelError unless transformers builds a causal language model of it, without remote code."""
     path = ROOT / KNOWN_CONFIGS[model] if model in KNOWN_CONFIGS else Path(model)
     try:
         file = path / "config.json" if path.is_dir() else path
@@ -193,8 +191,7 @@ def packed_bytes(config: Config) -> int:
 
 def constant_bytes(config: Config, double_quant: bool = True, tables: bool = False) -> int:
     """Bytes beside the NF4 weights: a float32 absmax for each 64, or its 8-bit code and a float32
-    for each 256 codes (QLoRA, section 3). `tables` adds bitsandbytes' code book and 8-bit map.
-    """
+    for each 256 codes (QLoRA, section 3). `tables` adds bitsandbytes' code book and 8-bit map."""
     blocks = [-(-size // 64) for size in parameter_tensors(config)["linear"]]
     if not double_quant:
         return sum(4 * count + 4 * 16 * tables for count in blocks)
@@ -213,8 +210,7 @@ def optimizer_bytes(
 
     torch's AdamW: two moments in the parameter's dtype and a float32 step a tensor. bitsandbytes:
     float32 moments, or 8-bit codes with a float32 absmax for each 256; tensors under 4096 elements
-    and `embeddings` (so Trainer asks) stay float32, and the two code maps exist once.
-    """
+    and `embeddings` (so Trainer asks) stay float32, and the two code maps exist once."""
     every = [*tensors, *embeddings]
     if optimizer == "sgd":
         return 0
@@ -261,8 +257,9 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
 
     Fused attention keeps q, k, v, its output, one number a row and the mask. Eager attention, and
     fused attention with a single key head, which falls back to plain float32 arithmetic, keep the
-    probabilities; backward makes their gradient and that of the scores: three copies.
-    """
+    probabilities; backward makes their gradient and that of the scores: three copies, and CUDA's
+    kernel a fourth, gradient times probability (data/measured/gpu.json has 16.2 bytes a score)."""
+    product = 4 * bool(profile.gpu_bytes)
     width, falcon = widths(profile, method), config.model_type == "falcon"
     full, shapes = method == "full", linear_shapes(config)
     old, alibi = falcon and not config.new_decoder_architecture, falcon and config.alibi
@@ -275,10 +272,10 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
         cast = width.attended if width.attended < probability else 0
         kept = 3 * queries * width.attended + scores * (probability + cast) + output
         more = 20 - width.stream if alibi else 3 * probability - cast if falcon else 8
-        return Kept(kept, kept + more * scores)
+        return Kept(kept, kept + (more + product) * scores)
     if old and config.multi_query:
         kept = 3 * 4 * queries + 4 * scores + output
-        return Kept(kept, kept + 2 * 4 * scores + mask)
+        return Kept(kept, kept + (2 * 4 + product) * scores + mask)
     if alibi:  # one bias a head, made once, which autocast casts in each layer
         mask = scores * width.attended if width.attended < width.stream else 0
     kept = 4 * queries * width.attended + 4 * config.num_attention_heads + mask
@@ -379,8 +376,7 @@ def plan(
     in float32 (log-probabilities, their gradient, the logits' gradient), and the backward pass of
     one layer; what the second needs more is in `activations`. Gradients are counted as held
     throughout, as accumulation does. ModelError for a family that is not MODELLED, TutorialError
-    for an unknown name.
-    """
+    for an unknown name."""
     check(config, profile, method, attention)
     width, held = widths(profile, method), stored(config, profile, method)
     kept = kept_activations(config, profile, method, attention)
@@ -397,8 +393,9 @@ def plan(
         new = width.compute * table
         backward += largest + (new if config.tie_word_embeddings else 0)
         backward = max(backward, kept + logits * 2 // 3 + new, kept // 2 + 3 * new)
-    if width.stream > width.compute:
-        cast += table  # the head
+    if width.stream > width.compute and width.autocast:
+        cast += table  # the head, whose copy goes with the logits
+        backward -= width.compute * table
     activations, gpu = max(kept, backward - logits), bool(profile.gpu_bytes)
     return MemoryPlan(
         **held,
@@ -442,8 +439,7 @@ def largest_batch(
 
 def gpu_profile(model: str, gpu: str, batch: int, length: int, **changes) -> Profile:
     """A profile to plan with on `gpu`: bfloat16 where the card has it, r = 16 on all linear layers
-    of a Falcon, 8-bit paged AdamW, checkpointing; `changes` are fields of Profile.
-    """
+    of a Falcon, 8-bit paged AdamW, checkpointing; `changes` are fields of Profile."""
     asked = {"name": gpu, "model": model, "revision": None, "gpu_bytes": capacity(gpu)}
     asked |= {"compute_dtype": CARDS[gpu]["dtype"], "micro_batch": batch, "max_length": length}
     return replace(PROFILES["colab-t4"], **asked | changes)
@@ -486,31 +482,9 @@ def card_plan(
     )
 
 
-def cards_needed(
-    config: Config, profile: Profile, method: str, gpu: str, strategy: str = "fsdp", most: int = 8
-) -> int | None:
-    """The fewest cards of 1, 2, 4, ... up to `most` on which the plan fits `gpu`; None if none."""
-    for cards in (2**power for power in range(most.bit_length())):
-        if fits(card_plan(config, profile, method, cards, strategy), gpu):
-            return cards
-    return None
-
-
-def hours(
-    tokens: float, tokens_per_second: float, cards: int = 1, efficiency: float = 1.0
-) -> float:
-    """Hours for `tokens` at a measured rate; each of several cards keeps `efficiency` of it."""
-    given = {"tokens": tokens, "tokens a second": tokens_per_second, "cards": cards}
-    for what, value in (given | {"efficiency": efficiency}).items():
-        if not value > 0:
-            raise TutorialError(f"{what} of {value!r} give no time: give a number above 0")
-    return tokens / (tokens_per_second * cards * efficiency) / 3600
-
-
 def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -> str:
     """The plan of each method as text, in GB, whether it fits `gpu`, and the largest batch; of a
-    family that is not MODELLED only what is held from step to step.
-    """
+    family that is not MODELLED only what is held from step to step."""
     if config.model_type not in MODELLED:
         columns = [stored(config, profile, method) for method in METHODS]
         last = {"activations": ["not modelled"]}

@@ -1,8 +1,7 @@
 """NF4 and double quantization by hand, byte for byte what bitsandbytes computes on a CPU.
 
-Notebook 02 derives each step; this version also takes odd sizes and refuses bad input.
-Source: QLoRA (arXiv 2305.14314), section 3 and appendix E.
-"""
+Notebook 02 derives each step; this version also takes odd sizes and refuses bad input. Source:
+QLoRA (arXiv 2305.14314), section 3 and appendix E."""
 
 from math import prod
 from statistics import NormalDist

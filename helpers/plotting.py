@@ -94,11 +94,6 @@ class LiveLoss:
         self.last = time.monotonic()
 
 
-def _share(value: float) -> str:
-    """Two digits, cut rather than rounded, so that 1 means all."""
-    return f"{math.floor(100 * value) / 100:.2f}".lstrip("0") if 0 < value < 1 else f"{value:.0f}"
-
-
 def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
     """For each label one bar a group: shares in [0, 1], written on the bars. The first group is
     grey, the ground to compare with."""
@@ -113,7 +108,7 @@ def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence
             color=color,
             label=name,
         )
-        axes.bar_label(bars, [_share(value) for value in values], fontsize=9, padding=2)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=9, padding=2)
     axes.set_ylim(0, 1.12)
     axes.set_xticks(range(len(labels)), labels)
     axes.grid(axis="x", visible=False)

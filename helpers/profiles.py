@@ -14,18 +14,8 @@ FALCON_7B_REVISION = "ec89142b67d748a1865ea4451372db8313ada0d8"
 # The four linear kinds of a Falcon layer
 ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 DTYPES = ("bfloat16", "float16", "float32")
-AT_LEAST = {"max_length": 2, "warmup_steps": 0} | dict.fromkeys(  # what settings have to be
-    (
-        "micro_batch",
-        "accumulation",
-        "max_steps",
-        "save_steps",
-        "eval_batch",
-        "max_new_tokens",
-        "lora_r",
-    ),
-    1,
-)
+COUNTS = "micro_batch accumulation max_steps save_steps eval_batch max_new_tokens lora_r".split()
+AT_LEAST = {"max_length": 2, "warmup_steps": 0} | dict.fromkeys(COUNTS, 1)  # of whole numbers
 
 
 @dataclass(frozen=True)
@@ -87,6 +77,14 @@ class Profile:
         folder = ROOT / self.model
         return str(folder) if folder.is_dir() else self.model
 
+    @property
+    def step(self) -> str:
+        """What a step takes, and what the next larger card would allow."""
+        each = "{0.accumulation} x {0.micro_batch} examples of at most {0.max_length} tokens".format
+        larger = [p for p in (_T4, _L4, _A100) if p.micro_batch > self.micro_batch]
+        more = [f"a card of {p.gpu_bytes / 1e9:.0f} GB takes {each(p)}" for p in larger[:1]]
+        return "; ".join([each(self), *more])
+
 
 _TINY = Profile(
     name="tiny",
@@ -147,36 +145,49 @@ _CPU = replace(  # for the rehearsal at full size, data/rehearsal
 PROFILES = {profile.name: profile for profile in (_TINY, _CPU, _T4, _L4, _A100)}
 
 
-def problem(profile: Profile) -> str | None:
-    """Why the first GPU cannot run a GPU profile, in a clause; None if it can."""
+def fitted(profile: Profile) -> Profile:
+    """A GPU profile as the first card holds it by plan: as many of a step's examples at a time as
+    fit, accumulation makes up the rest. TutorialError if not one fits, or there is no GPU."""
+    from helpers import memory  # which is built on this module
+
+    wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
     if not torch.cuda.is_available():
-        return "needs a GPU and none was found (in Colab: Runtime > Change runtime type > T4)"
+        way_out += ", or in Colab: Runtime > Change runtime type > T4"
+        raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
-    if card.total_memory < 0.93 * profile.gpu_bytes:
-        needs, has = profile.gpu_bytes / 1e9, card.total_memory / 1e9
-        return f"is made for a card of {needs:.0f} GB and {card.name} has {has:.1f} GB"
     if profile.compute_dtype == "bfloat16" and card.major < 8:  # it came with Ampere
-        return f"computes in bfloat16, which {card.name} does not have"
-    return None
+        profile = replace(profile, compute_dtype="float16")
+    config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
+    for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
+        sized = replace(profile, micro_batch=size, accumulation=batch // size)
+        needs = memory.plan(config, sized).total
+        if needs <= (1 - memory.HEADROOM) * card.total_memory:
+            return sized
+    needs, has = needs / 1e9, card.total_memory / 1e9
+    raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 
 
-def detect() -> str:
-    """The largest GPU profile that the first card can run, else `tiny`."""
-    return next((p.name for p in (_A100, _L4, _T4) if not problem(p)), "tiny")
+def detect() -> Profile:
+    """The largest GPU profile made for as much memory as the first card has, else the smallest if
+    it fits, in bfloat16 where the card has it; without such a card `tiny`."""
+    if not torch.cuda.is_available():
+        return _TINY
+    card = torch.cuda.get_device_properties(0)
+    large = (p for p in (_A100, _L4) if card.total_memory >= 0.93 * p.gpu_bytes)
+    dtype = "bfloat16" if card.major >= 8 else "float16"
+    try:
+        return fitted(replace(next(large, _T4), compute_dtype=dtype))
+    except TutorialError:
+        return _TINY
 
 
 def resolve(name: str | None = None) -> Profile:
     """The profile called `name`, else the one in QLORA_PROFILE; "auto", the default, asks the
-    hardware.
-
-    TutorialError for an unknown name, and for a GPU profile that the hardware cannot run."""
+    hardware. TutorialError for an unknown name, and for one that does not fit the first card."""
     name = name or os.environ.get("QLORA_PROFILE") or "auto"
-    name = detect() if name == "auto" else name
+    if name == "auto":
+        return detect()
     if name not in PROFILES:
-        raise TutorialError(
-            f"there is no profile {name!r}: choose auto or one of {', '.join(PROFILES)}"
-        )
-    profile = PROFILES[name]
-    if profile.gpu_bytes and (reason := problem(profile)):
-        raise TutorialError(f"profile {name!r} {reason}: use profile {detect()!r}")
-    return profile
+        names = ", ".join(PROFILES)
+        raise TutorialError(f"there is no profile {name!r}: choose auto or one of {names}")
+    return fitted(PROFILES[name]) if PROFILES[name].gpu_bytes else PROFILES[name]

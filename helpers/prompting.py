@@ -1,5 +1,4 @@
-"""From text to the tensors training sees, and back: template, completion-only labels,
-generation."""
+"""From text to tensors and back: template, completion-only labels, generation."""
 
 from collections.abc import Sequence
 
@@ -57,8 +56,7 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     if len(too_long) == len(lengths):
         raise DataError(
             f"all {len(lengths)} examples are longer than max_length={max_length} tokens (the "
-            "shortest "
-            f"has {min(lengths, default=0)}): raise max_length or shorten the texts"
+            f"shortest has {min(lengths, default=0)}): raise max_length or shorten the texts"
         )
     kept = sorted(set(range(len(lengths))) - set(too_long))
     return (encoded.select(kept) if too_long else encoded), too_long

@@ -2,8 +2,7 @@
 
 Values arrive as the file has them, and no row is lost silently. JSON lines whose two columns are
 text are read by pyarrow; the rest by Python's json and csv, since the faster readers alter values
-(007, NA, dates, the keys of objects).
-"""
+(007, NA, dates, the keys of objects)."""
 
 import csv
 import gzip
@@ -91,8 +90,7 @@ def read_records(
     `info.description` says in one line what was recognised, rewritten or left unread.
 
     DataError for the first row that cannot be used (no text, a turn marker, one of the tokenizer's
-    `special_tokens`); with a list as `dropped` such rows are appended to it instead.
-    """
+    `special_tokens`); with a list as `dropped` such rows are appended to it instead."""
     given = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column or [])
     name, bad, good, tables, notes = os.path.basename(source), [], [], [], Counter()
 
@@ -213,8 +211,7 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
 
     Messages have "role" and "content" (OpenAI; the content may be in parts) or "from" and "value"
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
-    stand first. DataError, a sentence without a subject, for anything else.
-    """
+    stand first. DataError, a sentence without a subject, for anything else."""
     turns = []
     try:
         if isinstance(messages, str) and messages.lstrip().startswith("["):
@@ -309,9 +306,7 @@ def _lines(file: BinaryIO, needed: list[str]) -> Iterator[tuple[int, pa.Table | 
 
 
 def _csv(name: str, file: BinaryIO) -> Iterator[tuple[int, dict | str]]:
-    """Every value as text; the separator is what a `sep=;` line names or what cuts the header
-    most.
-    """
+    """Every value as text; a `sep=;` line names the separator, or what cuts the header most."""
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
     stated = re.match('"?sep=(.)', head)
@@ -388,8 +383,7 @@ def split_records(
     records: Dataset, seed: int = 0, least: int = 1, dropped: list[Dropped] | None = None
 ) -> tuple[Dataset, Dataset]:
     """(rest, held out): `seed` draws the first rows of a tenth of the different prompts, at most
-    300; later rows with these prompts are left out. DataError if fewer than `least` rows rest.
-    """
+    300; later rows with these prompts are left out. DataError if fewer than `least` rows rest."""
     keys = _keys(records["prompt"][:])
     firsts = keys.index[~keys.duplicated()].to_list()
     held = sorted(random.Random(seed).sample(firsts, _tenth(len(firsts))))
@@ -441,8 +435,7 @@ def own_splits(
     special_tokens: Sequence[str] = (END,),
 ) -> dict[str, Dataset]:
     """Your own data as train (`least` rows or more), validation and test, by `read_records` and
-    twice `split_records`; what was found in it is printed.
-    """
+    twice `split_records`; what was found in it is printed."""
     columns, options, dropped = (prompt_column, answer_column), (split, config), []
     bad = dropped if drop_bad_rows else None
     data = read_records(source, *columns, *options, bad, special_tokens)

@@ -1,15 +1,13 @@
 """The command line's whole run: load, prove, score, fine-tune, score again, save.
 
 `python -m helpers.training --profile tiny` does what notebook 05 writes out, with the same numbers;
-`accelerate launch -m helpers.training` the same on several processes (notebook 08).
-"""
+`accelerate launch -m helpers.training` the same on several processes (notebook 08)."""
 
 import argparse
 import json
 import os
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import PartialState
+from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
@@ -77,8 +76,7 @@ def fine_tune(
 
     Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
     the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
-    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk.
-    """
+    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk."""
     prompting.check_labels(train)
     state = PartialState(cpu=profile.device == "cpu")
     mine, leads = checkpoints.share(profile, state.num_processes), state.is_main_process
@@ -86,38 +84,42 @@ def fine_tune(
     lengths = [len(ids) for ids in train["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
     folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
-    newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
-    if resume:
-        found = f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
-        state.print(found)
-    if leads and not newest:
-        checkpoints.remove_all(folder)
-    state.wait_for_everyone()
-    stop, progress = checkpoints.StopOnInterrupt(), checkpoints.Progress()
-    divergence, marker = checkpoints.StopOnDivergence(), checkpoints.Checkpoints(identity)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(mine, folder, seed, validation is not None),
-        train_dataset=train.select(order),
-        eval_dataset=validation and validation.select(range(min(64, len(validation)))),
-        data_collator=prompting.collator(tokenizer),
-        callbacks=[divergence, progress, marker, stop],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-    began = time.monotonic()
-    try:
-        with environment.writing(folder, "make room on that disk, then go on with --resume"):
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    finally:
-        progress.close()
-        stop.release()
+    with checkpoints.only_run_in(Path(output), leads):
+        newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
+        if resume:
+            found = (
+                f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
+            )
+            state.print(found)
+        if leads and not newest:
+            checkpoints.remove_all(folder)
+        state.wait_for_everyone()
+        stop, progress = checkpoints.StopOnInterrupt(), checkpoints.Progress()
+        divergence, marker = checkpoints.StopOnDivergence(), checkpoints.Checkpoints(identity)
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(mine, folder, seed, validation is not None),
+            train_dataset=train.select(order),
+            eval_dataset=validation and validation.select(range(min(64, len(validation)))),
+            data_collator=prompting.collator(tokenizer),
+            callbacks=[divergence, progress, marker, stop],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        began = time.monotonic()
+        try:
+            with environment.writing(folder, "make room on that disk, then go on with --resume"):
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        finally:
+            progress.close()
+            stop.release()
+            # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
+            GlobalOptimManager.get_instance().initialize()
     seconds, steps = time.monotonic() - began, trainer.state.global_step
     if stop.asked and steps < profile.max_steps:
         raise KeyboardInterrupt(
             f"stopped at step {steps} of {profile.max_steps}; its checkpoint is saved, run again "
-            "with "
-            "--resume (resume=True) to go on"
+            "with --resume (resume=True) to go on"
         )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     first = checkpoints.step_of(newest) if newest else 0
@@ -134,13 +136,15 @@ def fine_tune(
 
 def peak_rss() -> int:
     """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
-    begins at what the parent held. Elsewhere ru_maxrss (bytes on macOS, else KiB).
-    """
+    begins at what the parent held. Elsewhere what the system keeps."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    if platform.system() == "Windows":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
 def settings(profile: Profile, seed: int) -> dict:
@@ -204,8 +208,7 @@ def examples(prompts: Sequence[str], **answers: Sequence[str]) -> str:
 
 def prepare(splits: dict[str, Dataset], tokenizer, profile: Profile):
     """(splits, encoded splits, profile): too long rows are left out of every split and told, and
-    the limit of tokens for an answer is that of the longest answer in train, with a little room.
-    """
+    the limit of tokens for an answer is that of the longest answer in train, with a little room."""
     splits, encoded = dict(splits), {}
     for name, split in splits.items():
         encoded[name], too_long = prompting.encode(split, tokenizer, profile.max_length)
@@ -237,14 +240,12 @@ def run(
     `splits`: train, validation, test, perhaps test_reworded (default: the tickets); `data` names
     them. `scoring` False leaves the scores out; `cache`: see `loading.load_base`. Of several
     processes all train, each on its share of every batch; the first alone scores and writes, the
-    others return None.
-    """
+    others return None."""
     state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise TutorialError(
             "helpers.training keeps the whole model in every process and was started with FSDP: "
-            "leave "
-            "--use_fsdp out; notebook 08 shows how one model is spread"
+            "leave --use_fsdp out; notebook 08 shows how one model is spread"
         )
     mine = checkpoints.share(profile, state.num_processes)
     output = Path(output) if output else environment.runs_folder() / profile.name
@@ -310,8 +311,7 @@ def write_recipe(path: str | Path, **constants) -> None:
     """Write notebook 05's cells tagged `recipe` as one script, with `constants` in its form.
 
     The tickets are its data if no others are given, the tiny Falcon its model where there is no
-    GPU.
-    """
+    GPU."""
     notebook = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]

@@ -1,8 +1,7 @@
 """What only a GPU can tell: NF4 bytes of its kernel, memory against the plan, speed.
 
 `pytest -m gpu tests/test_gpu.py` writes data/measured/gpu.json with it; on a CPU the same functions
-are tried with the tiny Falcon.
-"""
+are tried with the tiny Falcon."""
 
 import contextlib
 import dataclasses
@@ -14,15 +13,16 @@ import traceback
 from collections.abc import Sequence
 from unittest import mock
 
-import bitsandbytes.functional as F
 import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import quantize_4bit
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from helpers import checkpoints, environment, loading, memory, nf4, training
 from helpers.environment import ROOT
-from helpers.profiles import Profile
+from helpers.profiles import FALCON_7B, PROFILES, Profile
 
 MEASURED = ROOT / "data" / "measured" / "gpu.json"
 WARM_UP = 3  # steps that are not timed: kernels are chosen and memory is first taken
@@ -67,14 +67,15 @@ def differing_bytes(device: str, dtype: torch.dtype, elements: int = 2**21) -> i
     """In how many packed bytes of random weights bitsandbytes on `device` differs from by hand."""
     weights = torch.randn(elements, generator=torch.Generator().manual_seed(0)).to(dtype)
     options = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": False}
-    packed, _ = F.quantize_4bit(weights.to(device), **options)
+    packed, _ = quantize_4bit(weights.to(device), **options)
     return int((packed.cpu().flatten() != nf4.quantize_nf4(weights)[0]).sum())
 
 
 def load(profile: Profile, device: str, four_bit: bool = True):
     """(base model, what loading it took)."""
-    torch.cuda.reset_peak_memory_stats() if device == "cuda" else None
-    began = time.monotonic()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before, began = allocated()["memory_allocated"], time.monotonic()
     if four_bit:
         model = loading.load_base(profile, device)
         # two lookup tables a layer come to what `loading.stored_bytes` counts
@@ -86,7 +87,8 @@ def load(profile: Profile, device: str, four_bit: bool = True):
         planned = 2 * sum(memory.count_parameters(model.config).values())
         planned += memory.buffer_bytes(model.config)
     seconds = round(time.monotonic() - began, 1)
-    return model.eval(), {"seconds": seconds, "planned": planned} | allocated()
+    loaded = allocated()["memory_allocated"] - before
+    return model.eval(), {"seconds": seconds, "planned": planned, "loaded": loaded} | allocated()
 
 
 def attach(model, profile: Profile, four_bit: bool = True):
@@ -113,8 +115,7 @@ def train(
 ) -> dict:
     """Train `steps` steps: peaks against the plan, and speed.
 
-    Every example has all of the profile's tokens, as the plan assumes, or one of `lengths`.
-    """
+    Every example has all of the profile's tokens, as the plan assumes, or one of `lengths`."""
     profile = dataclasses.replace(profile, max_steps=steps, save_steps=10**6, warmup_steps=1)
     draw = torch.Generator().manual_seed(0)
     rows = max(64, profile.micro_batch * profile.accumulation)
@@ -128,17 +129,46 @@ def train(
         trained = training.fine_tune(model, tokenizer, data, profile, folder)
     seconds = (Timed.ends[-1] - Timed.ends[WARM_UP - 1]) / (steps - WARM_UP)
     tokens = sum(sizes) / rows * profile.micro_batch * profile.accumulation
-    plan = memory.plan(model.config, profile, method)
     return {
+        "method": method,
         "batch": [profile.micro_batch, profile.accumulation, profile.max_length],
         "dtype": profile.compute_dtype,
         "steps": steps,
         "final_loss": trained["final_loss"],
         "seconds_per_step": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 1),
-        "planned_total": plan.total,
-        "plan": dataclasses.asdict(plan),
     } | allocated()
+
+
+def plan_of(run: dict, model: str = FALCON_7B) -> memory.MemoryPlan:
+    """What the planner says of a run as `train` returns it."""
+    names = ("micro_batch", "accumulation", "max_length")
+    fields = dict(zip(names, run["batch"], strict=True)) | {"compute_dtype": run["dtype"]}
+    profile = dataclasses.replace(PROFILES["colab-t4"], **fields)
+    return memory.plan(memory.read_config(model), profile, run["method"])
+
+
+def ratio(run: dict) -> float:
+    """Planned over measured bytes of what a step adds to the stored ones."""
+    plan = plan_of(run)
+    moving = plan.gradients + plan.activations + plan.logits + plan.casts + plan.workspace
+    return moving / (run["max_memory_allocated"] - run["memory_allocated"])
+
+
+def attention_bytes(dtype: torch.dtype, length: int = 2048, heads: int = 71) -> list[float]:
+    """Bytes that fused attention on one key head keeps for backward, and the peak of both passes,
+    each for one score of query and key."""
+    shapes = ((1, heads, length, 64), (1, 1, length, 64), (1, 1, length, 64))
+    tensors = [torch.randn(s, device="cuda", dtype=dtype, requires_grad=True) for s in shapes]
+    for _ in range(2):  # the first pass takes cuBLAS's workspace, which stays
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = F.scaled_dot_product_attention(*tensors, is_causal=True)
+        kept = torch.cuda.memory_allocated() - before
+        torch.autograd.grad(out.sum(), tensors)
+        peak = torch.cuda.max_memory_allocated() - before
+        del out
+    return [round(size / (heads * length * length), 2) for size in (kept, peak)]
 
 
 @torch.inference_mode()
@@ -165,8 +195,7 @@ def answer(model, batch: int, prompt: int = 64, new: int = 48) -> dict:
 def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
     """QLoRA with as much memory as the profile's card has: loaded, answering, training at its full
     batch and length, with lengths that vary, one example of `long` tokens, the batch `largest` that
-    is planned to fit, and a quarter more, both with lengths that vary.
-    """
+    is planned to fit, and a quarter more, both with lengths that vary."""
     tokenizer, measured = loading.load_tokenizer(profile), {}
     with room(profile.gpu_bytes and profile.gpu_bytes - memory.CUDA_CONTEXT):
         model, measured["loaded"] = load(profile, device)

@@ -1,7 +1,6 @@
 """A Falcon-7b with random bfloat16 weights: `python -m tests.random_falcon FOLDER`.
 
-For trying what reads it without a download. Drawn on the GPU, or on a CPU in under two minutes.
-"""
+For trying what reads it without a download. Drawn on the GPU, or on a CPU in under two minutes."""
 
 import argparse
 import json
@@ -32,8 +31,7 @@ def random_tensor(name: str, shape: torch.Size) -> torch.Tensor:
 
 def write(folder: Path, config: FalconConfig, shard: str = "10GB") -> None:
     """Write it, with the tiny Falcon's tokenizer, in the hub's files: of `shard`, which has to fit
-    in memory, at most. TutorialError if the disk refuses.
-    """
+    in memory, at most. TutorialError if the disk refuses."""
     with torch.device("meta"):
         model = FalconForCausalLM(config).to(torch.bfloat16)
     split = split_torch_state_dict_into_shards(model.state_dict(), max_shard_size=shard)

@@ -3,8 +3,7 @@
 `python tests/refresh.py [01 05 ...]` runs each from its own folder with the tiny profile. Progress
 bars, log lines (stderr) and run-time metadata are not kept. Two more commands execute nothing:
 `--setup-cell [01 ...]` writes tests/setup_cell.py into the notebooks; `--scrub FILE ...`, a
-pre-commit hook, drops what Jupyter adds when it saves, and fails if there was any.
-"""
+pre-commit hook, drops what Jupyter adds when it saves, and fails if there was any."""
 
 import copy
 import os

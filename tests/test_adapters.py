@@ -1,6 +1,5 @@
 """Adapters in use: switching, mixed batches, merging against what they must equal; bad adapters;
-answers; sharing.
-"""
+answers; sharing."""
 
 import dataclasses
 import json
@@ -423,9 +422,7 @@ def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):
 
 
 def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts, tmp_path):
-    """The README that is saved beside an adapter, run as it stands but for the folder of the
-    base.
-    """
+    """The README that is saved beside an adapter, run as it stands, but for the base's folder."""
     folder = tmp_path / "adapter"
     model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
     record = RECORD | {"max_new_tokens": 8, "data": "tickets"}

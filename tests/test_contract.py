@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL, code_cells, prose, read, source, tags
+from tests.publish import linked
 
 CLAIMS = tomllib.loads((ROOT / "tests" / "claims.toml").read_text())["claim"]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -85,8 +86,9 @@ def test_cells_are_short(path):
 
 @by_notebook
 def test_has_badge_navigation_summary_exercises_and_sources(path):
-    text, colab = prose(path), "https://colab.research.google.com/github/OWNER/qlora-by-hand/blob"
-    assert f"{colab}/main/notebooks/{path.name}" in text
+    text, home = prose(path), linked(SETUP_CELL.read_text())[0]
+    colab = f"https://colab.research.google.com/github/{home}/blob/main/notebooks"
+    assert f"{colab}/{path.name}" in text
     at = NOTEBOOKS.index(path)
     neighbours = [*NOTEBOOKS[max(0, at - 1) : at], *NOTEBOOKS[at + 1 : at + 2]]
     for name in [neighbour.name for neighbour in neighbours] + ["00_symbols_and_terms.md"]:

@@ -1,6 +1,5 @@
 """What notebook 04 says of Falcon's inside: causality, the hand-written block, rotary positions,
-one key head, generation in batches.
-"""
+one key head, generation in batches."""
 
 import pytest
 import torch
@@ -19,8 +18,7 @@ def lesson():
 @pytest.fixture(scope="module")
 def random_falcon():
     """Falcon-7b's structure, small, with random weights large enough that every part matters, in
-    float64.
-    """
+    float64."""
     torch.manual_seed(0)
     config = FalconConfig(
         **memory.known_config(profiles.FALCON_7B).to_dict()

@@ -1,8 +1,8 @@
 """The command line's run: its figures, its records; killed and interrupted runs end as undisturbed
-ones.
-"""
+ones."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -20,32 +21,14 @@ from helpers import checkpoints, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import TutorialError
 
-KEYS = {
-    "profile",
-    "model",
-    "revision",
-    "data",
-    "seed",
-    "settings",
-    "versions",
-    "parameters_total",
-    "parameters_trainable",
-    "linear4bit_modules",
-    "footprint_bytes",
-    "footprint_expected_bytes",
-    "max_new_tokens",
-    "before",
-    "after",
-    "after_reworded",
-    "perplexity_before",
-    "train_seconds",
-    "total_seconds",
-    "steps",
-    "final_loss",
-    "useful_tokens_per_second",
-    "peak_rss_bytes",
-    "adapter_dir",
-}
+KEYS = set(
+    """
+    profile model revision data seed settings versions parameters_total parameters_trainable
+    linear4bit_modules footprint_bytes footprint_expected_bytes max_new_tokens before after
+    after_reworded perplexity_before train_seconds total_seconds steps final_loss
+    useful_tokens_per_second peak_rss_bytes adapter_dir
+    """.split()
+)
 
 
 def test_main_job_reaches_its_figures(main_job):
@@ -153,6 +136,26 @@ def test_interrupted_saves_first_and_says_how_to_go_on(data, undisturbed, tmp_pa
     same_end(tmp_path, undisturbed)
 
 
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    with checkpoints.only_run_in(tmp_path):
+        wanted = pytest.raises(TutorialError, match="another run trains in .*: wait for it, or")
+        with wanted, checkpoints.only_run_in(tmp_path):
+            pass
+    with checkpoints.only_run_in(tmp_path):  # and again, when it has ended
+        pass
+
+
+def test_a_trained_model_can_be_freed(tiny, tokenizer, encoded, tmp_path):
+    """bitsandbytes remembers the embedding of each model that it optimizes in 8 bits."""
+    model = loading.attach_lora(loading.load_base(tiny), tiny)
+    embedding = weakref.ref(model.get_input_embeddings())
+    short = dataclasses.replace(tiny, max_steps=1)
+    training.fine_tune(model, tokenizer, encoded, short, tmp_path)
+    del model
+    gc.collect()
+    assert embedding() is None
+
+
 def test_without_a_sound_checkpoint_it_starts_anew(data, undisturbed, tmp_path):
     out = finish(start(data, tmp_path, "--resume"))
     assert "no sound checkpoint: starting anew" in out
@@ -221,9 +224,7 @@ class Malicious:
 
 
 def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path):
-    """Somebody swaps a pickled file and marks the checkpoint complete again: nothing is
-    executed.
-    """
+    """Somebody swaps a pickled file and marks the checkpoint complete again: nothing runs."""
 
     def train(resume=False):
         model = loading.attach_lora(loading.load_base(SHORT), SHORT)

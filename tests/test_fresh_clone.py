@@ -2,8 +2,7 @@
 
 An interpreter of its own sees everything that this one has, less what Colab lacks; `google.colab`
 is importable; pip is the recording one. The setup cell clones this repository's HEAD from a tag at
-a file:// address, so what is tested is what is committed.
-"""
+a file:// address, so what is tested is what is committed."""
 
 import json
 import os

@@ -11,11 +11,12 @@ import pytest
 import torch
 from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
-from transformers import FalconForCausalLM
+from transformers import AutoModelForCausalLM, FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
-from helpers import loading, memory, profiles, prompting
+from helpers import loading, memory, profiles, prompting, training
 from helpers.errors import ModelError, NotQuantizedError
+from tests.test_memory import CONFIGS
 
 
 @pytest.fixture
@@ -44,6 +45,23 @@ def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
     assert modeling_falcon.FalconLinear is not torch.nn.Linear
 
 
+@pytest.mark.parametrize("name", ["as Falcon-RW", "Llama", "Mistral", "Qwen2"])
+def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenizer, tmp_path):
+    """Random models: every linear layer but the head gets 4 bits and an adapter, which learns."""
+    config = CONFIGS[name].__class__(**CONFIGS[name].to_diff_dict() | {"vocab_size": 1024})
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    profile = dataclasses.replace(tiny, model=str(tmp_path / name), max_steps=4, warmup_steps=1)
+    record = training.run(profile, output=tmp_path, scoring=False)
+    layers = memory.linear_layers(config)
+    assert record["linear4bit_modules"] == len(layers)
+    model = loading.load_adapter(loading.load_base(profile), tmp_path / "adapter", profile)
+    learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]
+    assert len(learned) == len(layers)
+    assert len(prompting.generate(model, tokenizer, ["hello"], 4, 1, False)) == 1
+
+
 def test_a_model_that_is_not_4bit_is_not_proven(tiny):
     plain = FalconForCausalLM.from_pretrained(tiny.model_path)
     with pytest.raises(NotQuantizedError, match="0 of 16 linear layers are 4-bit"):
@@ -55,8 +73,7 @@ def test_a_model_that_is_not_4bit_is_not_proven(tiny):
 )
 def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, changes):
     """FP4 has as many layers and bytes, and larger errors; without double quantization bytes
-    differ.
-    """
+    differ."""
     config = loading.quantization_config(tiny)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -98,9 +115,7 @@ def test_inference_changes_no_byte_and_gradients_still_flow(base, tiny, tokenize
 
 
 def test_falcon_7b_shapes_take_the_same_path(tmp_path):
-    """Random weights of Falcon-7b's exact shapes, two layers and a small vocabulary, and one
-    step.
-    """
+    """Random weights of Falcon-7b's shapes, two layers and a small vocabulary, and one step."""
     config = memory.known_config(profiles.FALCON_7B)
     config.num_hidden_layers, config.vocab_size = 2, 512
     FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)

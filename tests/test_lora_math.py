@@ -1,6 +1,5 @@
 """Notebook 01's layer, loaded from its cells: equal to loralib and peft over random shapes, ranks
-and dtypes; bad input; merge.
-"""
+and dtypes; bad input; merge."""
 
 import random
 
@@ -22,8 +21,7 @@ TOLERANCE = {torch.float32: 100, torch.float64: 100, torch.bfloat16: 4}
 
 def random_case(seed: int) -> dict:
     """Shapes from 1 to 96, any rank they allow, alpha from 0.25 to 4 times r, each dtype in turn,
-    with and without bias and batch axes.
-    """
+    with and without bias and batch axes."""
     draw = random.Random(seed)
     in_features, out_features = draw.randint(1, 96), draw.randint(1, 96)
     r = draw.randint(1, min(in_features, out_features))

@@ -1,6 +1,5 @@
 """The planner against real models: stored, gradient and optimizer bytes exactly, the peak of a step
-from above and within a quarter, and what others published.
-"""
+from above and within a quarter, and what others published."""
 
 import csv
 import dataclasses
@@ -65,10 +64,11 @@ by_method = pytest.mark.parametrize("method", memory.METHODS)
 class Allocations(TorchDispatchMode):
     """Bytes of all storages that operations make while it is active: `live` now and `peak`, as
     `torch.cuda.max_memory_allocated` counts on a GPU. Storages of `known` tensors do not count.
-    """
+    CUDA's softmax makes gradient times probability in its backward pass, which `gpu` adds."""
 
-    def __init__(self, known):
+    def __init__(self, known, gpu=False):
         super().__init__()
+        self.gpu = gpu
         self.live, self.peak, self.seen = 0, 0, {t.untyped_storage()._cdata for t in known}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -79,7 +79,8 @@ class Allocations(TorchDispatchMode):
                 self.seen.add(storage._cdata)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
+        softmax = self.gpu and function is torch.ops.aten._softmax_backward_data.default
+        self.peak = max(self.peak, self.live + (result.nbytes if softmax else 0))
         return result
 
     def freed(self, key, size):
@@ -191,15 +192,15 @@ def test_falcon_7b_as_the_library_counts_it():
 
 def assert_peaks(config, method, folder, attention="sdpa", **fields):
     """Never under the measured peak, at most 25% over it. Gradients of an earlier micro-step are
-    held meanwhile, as accumulation does.
-    """
+    held meanwhile, as accumulation does."""
     profile, model = ready(config, method, folder, attention, **fields)
     for length in (48, 512, 2048):
         profile = dataclasses.replace(profile, max_length=length, micro_batch=1 + (length < 2048))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
-        with Allocations([*model.parameters(), *model.buffers(), *gradients]) as allocations:
+        known = [*model.parameters(), *model.buffers(), *gradients]
+        with Allocations(known, bool(profile.gpu_bytes)) as allocations:
             step_loss(model, config, profile).backward()
         peak = allocations.peak + sum(gradient.nbytes for gradient in gradients)
         planned = memory.plan(config, profile, method, attention)
@@ -348,11 +349,8 @@ def test_wrong_names_are_refused_with_the_choices(capsys):
 def test_several_cards():
     config = memory.known_config(memory.FALCON_40B)
     profile = memory.gpu_profile("", "RTX 4090", 1, 512)
-    assert memory.cards_needed(config, profile, "qlora", "RTX 4090") == 2
     one, two = (memory.card_plan(config, profile, "qlora", n, "fsdp") for n in (1, 2))
     assert two.weights == one.weights / 2 and two.constants == one.constants
+    assert memory.fits(two, "RTX 4090") and not memory.fits(one, "RTX 4090")
     with pytest.raises(TutorialError, match="'zero'.*ddp"):
         memory.card_plan(config, profile, "qlora", 2, "zero")
-    assert memory.hours(3600e3, 1000) == 1 and memory.hours(3600e3, 1000, 4, 0.5) == 0.5
-    with pytest.raises(TutorialError, match="tokens a second of 0"):
-        memory.hours(1, 0)

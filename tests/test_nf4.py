@@ -1,6 +1,5 @@
 """NF4 and double quantization as notebook 02 teaches them, against bitsandbytes: not one byte may
-differ.
-"""
+differ."""
 
 import bitsandbytes.functional as F
 import pytest
@@ -34,8 +33,7 @@ thoroughly = settings(derandomize=True, max_examples=250, deadline=None, databas
 @pytest.fixture(autouse=True, scope="module")
 def no_compiling():
     """bitsandbytes compiles its code for odd sizes, once for each shape; eagerly it computes the
-    same in no time.
-    """
+    same in no time."""
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")
@@ -70,8 +68,7 @@ def differing_bytes(a, b):
 def differing_reads(ours, theirs):
     """`differing_bytes` of dequantized weights. The bfloat16 instruction of some CPUs takes
     subnormal numbers for zero, and bitsandbytes uses it for some lengths and not for others: there,
-    and only there, a subnormal value and zero count as equal.
-    """
+    and only there, a subnormal value and zero count as equal."""
     theirs = theirs.reshape(ours.shape)
     if ours.dtype == torch.bfloat16:
         subnormal = ours.abs() <= torch.finfo(torch.bfloat16).tiny

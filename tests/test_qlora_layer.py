@@ -1,6 +1,5 @@
 """Notebook 03's QLoRA layer, loaded from its cells, against peft on bitsandbytes: bytes, outputs
-and gradients, over shapes, ranks, dtypes and biases.
-"""
+and gradients, over shapes, ranks, dtypes and biases."""
 
 import itertools
 

@@ -1,6 +1,5 @@
 """Reading data: the cases in tests/cases/data, values as files have them, tables of bad files and
-of bad rows, hub data sets, splitting, and generated files that went wrong.
-"""
+of bad rows, hub data sets, splitting, and generated files that went wrong."""
 
 import csv
 import gzip
@@ -15,7 +14,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from helpers import prompting, records
+from helpers import prompting, records, training
 from helpers.errors import DataError
 
 CASES = Path(__file__).parent / "cases" / "data"
@@ -76,6 +75,16 @@ def test_the_cases(name):
         dropped = []
         assert len(records.read_records(CASES / name, dropped=dropped)) == 59
         assert [row.kind for row in dropped] == ["the answer is empty"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_cases_on_the_command_line(name, tmp_path, capsys):
+    expected = EXPECTED[name]
+    for case in (expected, *filter(None, [expected.get("also")])):
+        command = ["--data", str(CASES / name), *case.get("options", [])]
+        done = training.main([*command, *"--steps 2 --no-scoring --output".split(), str(tmp_path)])
+        assert (done == 0 and "read" or "refused") in case["expect"]
+        assert case.get("says", "") in "".join(capsys.readouterr()) or "or" in case["expect"]
 
 
 def test_values_arrive_as_the_file_has_them(read):
@@ -249,8 +258,7 @@ def test_a_chat_becomes_the_template(tokenizer):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A data set with two configs: one with images that no library can read, one whose files differ
-    in their columns; every name on the hub leads to its folder.
-    """
+    in their columns; every name on the hub leads to its folder."""
     configs = "".join(f"- config_name: {c}\n  data_files: '{c}*.parquet'\n" for c in ("en", "de"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     images = [{"bytes": b"no image", "path": None}] * 20
@@ -359,8 +367,7 @@ def make_file(generator: random.Random) -> tuple[str, bytes]:
 
 def test_generated_files(tmp_path, monkeypatch):
     """Rows and dropped rows are the same with and without pyarrow; strict reading fails just where
-    a row would be dropped; every sentence is short and names the file.
-    """
+    a row would be dropped; every sentence is short and names the file."""
     generator, outcomes = random.Random(7), {"refused": 0, "all kept": 0, "some dropped": 0}
     for number in range(400):
         ending, data = make_file(generator)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import requires, version
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from helpers import environment, profiles
 from helpers.errors import TutorialError
 from tests.notebooks import ROOT, SETUP_CELL
+from tests.publish import KINDS, PLACEHOLDER, linked
 
 CELL = SETUP_CELL.read_text(encoding="utf-8")
 FAKE_COLAB = ROOT / "tests" / "fake_colab"
@@ -57,7 +59,7 @@ def test_a_checkout_is_found_from_any_folder_and_nothing_is_started(monkeypatch)
 
 
 def test_without_a_copy_a_placeholder_is_told_before_anything_is_tried(tmp_path):
-    done = run_cell(CELL, tmp_path)
+    done = run_cell(CELL.replace(linked(CELL)[0], PLACEHOLDER), tmp_path)
     words = "RuntimeError: upload the repository as folder qlora-by-hand, here or to your Drive, or"
     assert words in done.stderr and "BEGIN" not in done.stdout and not list(tmp_path.iterdir())
     assert len(CELL.splitlines()) <= 32
@@ -94,6 +96,34 @@ def test_an_empty_folder_gets_the_tagged_revision_and_no_other(tmp_path):
     assert subprocess.run(history, capture_output=True, text=True).stdout == "1\n"  # shallow
     again = run_cell(cell, here)  # Run All a second time: found, not fetched
     assert "first revision" in again.stdout and "BEGIN" not in again.stdout
+
+
+def test_publishing_writes_every_address_keeps_the_contract_and_can_be_undone(tmp_path):
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", "*_cache")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+
+    def run(*command) -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=copy, capture_output=True, text=True)
+
+    def texts() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for kind in KINDS for p in copy.glob(kind) if p.is_file()}
+
+    publish = (sys.executable, "tests/publish.py")
+    for wrong in ([], ["two words"], ["-a"], ["a", "b/c"], ["huggingface", "transformers"]):
+        assert run(*publish, *wrong).returncode == 1
+    run(*publish, "OWNER")
+    before = texts()
+    tag = re.search('REVISION = "(.*)"', CELL)[1]
+    assert f"git tag {tag}" in run(*publish, "ada", "q.1").stdout
+    links = [name for text in texts().values() for name in linked(text.decode())]
+    assert "ada/q.1" in links and PLACEHOLDER not in links
+    contract = ["tests/test_contract.py", "-k", "badge or setup_cell or citation or links"]
+    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contract)
+    assert done.returncode == 0, done.stdout
+    run(*publish, "someone")
+    run(*publish, "OWNER")
+    assert texts() == before
 
 
 PLACES = [

@@ -7,7 +7,6 @@ description (a PNG text field) is README's alternative text for it; a test holds
 
 import argparse
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -53,18 +52,13 @@ def plans() -> dict[str, memory.MemoryPlan]:
     return {method: memory.plan(config, profile, method) for method in METHODS}
 
 
-def percent(share: float) -> str:
-    """Cut rather than rounded, as on the bars."""
-    return f"{math.floor(100 * share)}%"
-
-
 def describe(scores: dict, planned: dict) -> str:
     """The figure in words, for readers who do not see it."""
-    before, after, reworded = map(percent, scores["exact_match"])
+    before, after, reworded = scores["exact_match"]
     sizes = [f"{planned[key].total / 1e9:.0f} GB with {name}" for key, name in METHODS.items()]
     return (
-        f"Left: the tiny Falcon writes {before} of unseen tickets exactly before fine-tuning, "
-        f"{after} after, {reworded} when the wording is new. Right, predicted: training "
+        f"Left: the tiny Falcon writes {before:.0%} of unseen tickets exactly before fine-tuning, "
+        f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted: training "
         f"Falcon-7b takes {', '.join(sizes)}; a T4 has {memory.capacity('T4') / 1e9:.0f} GB, some "
         "of which must stay free."
     ).replace("\n", " ")
@@ -95,13 +89,15 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     plotting.set_style()
     options = {"figsize": (8.8, 4.0), "width_ratios": (1, 1.1), "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, **options)
-    shown = {"valid\nJSON": "valid_json", "exact\nticket": "exact_match", "urgency": "urgency"}
+    shown = {"valid JSON": "valid_json", "exact ticket": "exact_match"}
     columns = zip(*(scores[name] for name in shown.values()), strict=True)
     groups = dict(zip(("before", "after", "new wording"), columns, strict=True))
     plotting.draw_grouped_bars(left, list(shown), groups)
-    before, after, _ = map(percent, scores["exact_match"])
-    left.set(title=f"Exact tickets: {before} before, {after} after")
-    left.set(ylabel="share of unseen messages")
+    for bar in left.containers[0]:  # a bar of height 0 is drawn as a line that can be seen
+        bar.set(edgecolor=plotting.GREY, linewidth=5)
+    before, after, reworded = scores["exact_match"]
+    title = f"Exact tickets: {before:.0%} before,\n{after:.0%} after, {reworded:.0%} on new wording"
+    left.set(title=title, ylabel="share of unseen messages")
     draw_memory(right, planned)
     return figure
 

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOOK = ROOT / "build" / "book" / "source"  # where `make book` lays notebooks and start page
 SETUP_CELL = (ROOT / "tests" / "setup_cell.py").read_text(encoding="utf-8")
-HOME = re.search(r"https://github\.com/[\w-]+/[\w-]+", SETUP_CELL).group()
+HOME = re.search(r"https://github\.com/[\w-]+/[\w.-]+", SETUP_CELL).group()
 BADGE = re.compile(r"\[!\[([^\]]*)\]\(https:[^)]*\)\]\(([^)]*)\)")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)")
