@@ -11,7 +11,7 @@ GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALL
 SPREAD := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
-ONCE := $(addprefix --ignore=tests/test_,contract.py data.py fresh_clone.py house.py readme.py)
+ONCE := $(addprefix --ignore=tests/test_,contract.py data.py exercises.py fresh_clone.py gpu.py house.py nf4.py readme.py rehearsal.py setup_cell.py study.py)
 
 .PHONY: help finetune test test-colab test-colab-313 test-browser test-export book lint lab refresh setup-cell publish study rehearse-7b pretrain tickets hero lock
 

@@ -103,8 +103,10 @@ def test_publishing_writes_every_address_keeps_the_contract_and_can_be_undone(tm
     ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", "*_cache")
     shutil.copytree(ROOT, copy, ignore=ignored)
 
+    alone = {key: value for key, value in os.environ.items() if "XDIST" not in key}
+
     def run(*command) -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        return subprocess.run(command, cwd=copy, env=alone, capture_output=True, text=True)
 
     def texts() -> dict[Path, bytes]:
         return {p: p.read_bytes() for kind in KINDS for p in copy.glob(kind) if p.is_file()}
