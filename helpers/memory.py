@@ -497,7 +497,7 @@ def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -
         last["largest batch"] = batches
     rows = {part: [f"{column[part] / 1e9:.3f}" for column in columns] for part in columns[0]}
     rows = {"GB, predicted": METHODS} | rows | last
-    return "\n".join(f"{name:<16}" + "".join(f"{x:>10}" for x in row) for name, row in rows.items())
+    return "\n".join(f"{name:<15}" + "".join(f"{x:>9}" for x in row) for name, row in rows.items())
 
 
 def time_of(gpu: str, examples: int, length: int) -> str:

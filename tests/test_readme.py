@@ -84,12 +84,12 @@ def test_the_answer_on_speed_is_what_the_h100_measured():
 
 
 def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
-    row = re.compile(r"^(50|100|200|500|2000) +(0\.\d+) +(0\.\d+) +(0\.\d+) ", re.MULTILINE)
+    row = re.compile(r"^(50|100|200|500|2000) +(\d+\.\d) +(\d+\.\d) +(\d+\.\d) ", re.MULTILINE)
     found = {int(n): list(map(float, s)) for n, *s in row.findall(printed(notebook("07")))}
     lost = {
         size: [most - some for most, some in zip(found[2000], found[size], strict=True)]
         for size in (200, 500)
     }
-    assert "500 examples did as well as 2,000" in README and max(lost[500]) < 0.01
+    assert "500 examples did as well as 2,000" in README and max(lost[500]) < 1
     assert "200 lost two to five points" in README
-    assert min(lost[200]) >= 0.02 and max(lost[200]) < 0.05
+    assert min(lost[200]) >= 2 and max(lost[200]) < 5
