@@ -14,7 +14,8 @@ from filelock import FileLock
 from tests.notebooks import ROOT
 
 # Started first, since the two workers end together when the longest files come first
-LONGEST = ("05_", "06_", "test_fresh_clone", "07_", "08_", "04_", "03_", "02_", "01_")
+LONGEST = "05_ 06_ test_fresh_clone 07_ 02_ 08_ 04_ 01_ 03_ test_memory test_finetune test_adapters"
+LONGEST = f"{LONGEST} test_study test_records test_recipe test_rehearsal test_loading".split()
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not IN_WORKER:  # workers, kernels and command lines inherit it
     SHARED = tempfile.mkdtemp(prefix="qlora-tests-")
