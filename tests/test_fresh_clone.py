@@ -74,8 +74,6 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     setup = next(cell for cell in stored.cells if "setup" in cell.metadata.get("tags", []))
     setup.source, count = re.subn(r'^REPOSITORY = ".*"', address, setup.source, flags=re.M)
     assert count == 1
-    form = next(cell for cell in stored.cells if "STEPS = 0" in cell.source)
-    form.source = form.source.replace("STEPS = 0", "STEPS = 150")  # half of them, to save time
     nbformat.write(stored, path)
     before = {entry.name for entry in site.iterdir()}
     hidden = ("QLORA_PROFILE", "QLORA_RUNS", "VIRTUAL_ENV", "PYTHONHOME", "MPLBACKEND")
@@ -115,4 +113,4 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     assert "place         Colab" in outputs
     assert str(tmp_path) not in outputs
     rows = re.findall(r"exact_match +[01]\.\d+ +([01]\.\d+)", outputs)
-    assert rows and float(rows[0]) >= 0.9
+    assert rows and float(rows[0]) >= 0.97

@@ -67,10 +67,9 @@ def test_each_card_gets_its_profile_and_it_fits(
     assert given["gradient_accumulation_steps"] == accumulation
 
     if name != "tiny":  # the recipe of notebook 05 chooses the same
-        assert (
-            memory.plan(memory.known_config(profile.model), profile).total
-            < 0.96 * card.total_memory
-        )
+        plan = memory.plan(memory.known_config(profile.model), profile)
+        assert plan.total <= 0.92 * card.total_memory
+        assert profile.gpu_bytes <= 1.07 * card.total_memory or name == "colab-t4"  # the smallest
         found = {"STEPS": 0}
         exec(RECIPE_NUMBERS, found)  # noqa: S102 - our own
         assert found["run"] == {field: getattr(profile, field) for field in found["run"]}
