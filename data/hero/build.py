@@ -59,7 +59,7 @@ def describe(scores: dict, planned: dict) -> str:
     return (
         f"Left: the tiny Falcon writes {before:.0%} of unseen tickets exactly before fine-tuning, "
         f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted: training "
-        f"Falcon-7b takes {', '.join(sizes)}; a T4 has {memory.capacity('T4') / 1e9:.0f} GB, some "
+        f"Falcon-7b takes {', '.join(sizes)}; a T4 has {memory.capacity('T4') / 1e9:.1f} GB, some "
         "of which must stay free."
     ).replace("\n", " ")
 

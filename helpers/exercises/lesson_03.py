@@ -2,7 +2,6 @@
 
 import torch
 
-from helpers import memory
 from helpers.exercises import call, expect, judge
 
 
@@ -15,19 +14,6 @@ def exercise_1(answer: object) -> None:
 
 
 def exercise_2(answer: object) -> None:
-    """The saving in GB, and True or False."""
-    saved, fits = answer
-    config = memory.known_config(memory.FALCON_40B)
-    single = 4 * memory.count_parameters(config)["linear"] / 64  # bytes: a float32 for each block
-    saving = single * (1 - 1 / 4 - 1 / 256)  # 8 bits for each, and a float32 for 256 of them
-    mistakes = {single / 1e9: "that is all without it: subtract what remains with it"}
-    judge(saved, saving / 1e9, mistakes, 5e-3, "the saving")
-    plan = memory.plan(config, memory.gpu_profile(memory.FALCON_40B, "A100-40GB", 1, 512))
-    enough = plan.total + saving < memory.capacity("A100-40GB")
-    expect(fits is enough, "add the saving to the plan's total, compare again, give True or False")
-
-
-def exercise_3(answer: object) -> None:
     """Four differences, of Y, dX, dA and dB, as `compare` returned them."""
     Y, dX, dA, dB = map(float, answer)
     expect(min(Y, dX, dA, dB) > 1e-3, "one of the four agrees: the scale reaches all of them")
@@ -36,7 +22,7 @@ def exercise_3(answer: object) -> None:
     expect(abs(dA - missing) < 1e-3, "that is another scale than none: set it to one")
 
 
-def exercise_4(answer: object) -> None:
+def exercise_3(answer: object) -> None:
     """A function that returns two tensors, the gradients of A (r, in) and of B (out, r)."""
     x, grad = torch.randn(2, 5, 24), torch.randn(2, 5, 16)
     A, B = torch.randn(3, 24, requires_grad=True), torch.randn(16, 3, requires_grad=True)

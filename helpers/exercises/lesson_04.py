@@ -8,7 +8,7 @@ from helpers.profiles import FALCON_7B, PROFILES
 def exercise_1(answer: object) -> None:
     """Three numbers: GB of 16 prompts, prompts with one shared head, prompts with 71 heads."""
     gigabytes, shared, apart = answer
-    config, card = memory.known_config(FALCON_7B), PROFILES["colab-t4"].gpu_bytes
+    config, card = memory.known_config(FALCON_7B), memory.capacity("T4")
     prompt = 2 * config.num_hidden_layers * 64 * 2048 * 2  # keys and values of 64, 2 bytes each
     judge(gigabytes, 16 * prompt / 1e9, {prompt / 1e9: "that is one prompt's"}, 0.01, "the cache")
     free = card - memory.expected_footprint(config, rest_bytes=2)

@@ -31,18 +31,6 @@ def exercise_2(answer: object) -> None:
 
 
 def exercise_3(answer: object) -> None:
-    """Two whole numbers: the cards for three hours, and for one."""
-    three, one = answer
-    alone = 20_000 * 400 * 2 / 1500 / 3600  # hours of one card, just under three
-    judge(three, 1, {2: "one card alone keeps its full rate"}, 0, "the first number")
-    mistakes = {
-        math.ceil(alone): "the efficiency is forgotten: several cards do not add up fully",
-        math.ceil(alone / 2 / 0.85): "that is one epoch: two are asked for",
-    }
-    judge(one, math.ceil(alone / 0.85), mistakes, 0, "the second number")
-
-
-def exercise_4(answer: object) -> None:
     """A function that returns one tensor, of the shape of a gradient."""
     tokens, gradients = [120, 30, 50], list(torch.randn(3, 6))
     truth = sum(n * g for n, g in zip(tokens, gradients, strict=True)) / sum(tokens)
