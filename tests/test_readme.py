@@ -37,7 +37,9 @@ def measured(profile) -> str:
 def test_hardware_table_is_computed(profile):
     card, need = {"tiny": "any CPU", "cpu-7b": "CPU, 24 GB of RAM"}.get(profile.name), "none"
     if profile.gpu_bytes:
-        card = f"{profile.name.split('-')[1].upper()}, {profile.gpu_bytes / 1e9:.0f} GB"
+        name = profile.name.split("-")[1].upper()
+        gpu = next(gpu for gpu in memory.GPUS if gpu.startswith(name))
+        card = f"{name}, {memory.GPUS[gpu] / 1e9:.1f} GB"
         plan = memory.plan(memory.known_config(profile.model), profile)
         need = f"{plan.total / 1e9:.1f} GB"
     batch = f"{profile.micro_batch} (× {profile.accumulation}) × {profile.max_length}"
