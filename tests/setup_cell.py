@@ -13,8 +13,8 @@ root = next((folder for folder in folders if (folder / marker).is_file()), None)
 if root is None:
     if "/OWNER/" in REPOSITORY:
         raise RuntimeError(
-            f"upload the repository as folder {name}, here or to your Drive, "
-            "or put the address of your copy into REPOSITORY above"
+            f"upload the repository as folder {name}, here or to your Drive "
+            "(mounted), or put the address of your copy into REPOSITORY above"
         )
     root = here / name
     clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", REVISION]

@@ -60,7 +60,7 @@ def test_a_checkout_is_found_from_any_folder_and_nothing_is_started(monkeypatch)
 
 def test_without_a_copy_a_placeholder_is_told_before_anything_is_tried(tmp_path):
     done = run_cell(CELL.replace(linked(CELL)[0], PLACEHOLDER), tmp_path)
-    words = "RuntimeError: upload the repository as folder qlora-by-hand, here or to your Drive, or"
+    words = "RuntimeError: upload the repository as folder qlora-by-hand, here or to your Drive (mo"
     assert words in done.stderr and "BEGIN" not in done.stdout and not list(tmp_path.iterdir())
     assert len(CELL.splitlines()) <= 32
     assert re.search(r'^REVISION = "v\d+\.\d+\.\d+"', CELL, re.MULTILINE), "not tomorrow's branch"
