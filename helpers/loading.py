@@ -285,10 +285,10 @@ def save_adapter(
     """Write adapter, README (from the run's `record`, keys as in results.json), tokenizer and
     BASE_SHA256 to `folder`, all or nothing. The last two are for a model spread over processes."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
-    targets = sorted(model.peft_config["default"].target_modules)
+    targets = sorted({n.split(".")[-1] for n in model.peft_config["default"].target_modules})
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
-        model.save_pretrained(part, state_dict=state_dict)
+        model.save_pretrained(part, state_dict=state_dict, save_embedding_layers=False)
         (part / BASE_SHA256).write_text((fingerprint or base_fingerprint(model)) + "\n")
         if tokenizer:
             tokenizer.save_pretrained(part)
