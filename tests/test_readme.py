@@ -48,6 +48,13 @@ def test_hardware_table_is_computed(profile):
     assert f"| {' | '.join([*cells, measured(profile)])} |" in README
 
 
+def test_other_figures_are_computed():
+    tiny, falcon = map(memory.known_config, (profiles.PROFILES["tiny"].model, profiles.FALCON_7B))
+    assert f"{sum(memory.count_parameters(tiny).values()) / 1e6:.2f} million parameters" in README
+    assert f"`Linear4bit` layers: Falcon-7b has {len(memory.linear_layers(falcon))}." in README
+    assert f"with {memory.CUDA_CONTEXT / 1e9:.1f} GB for CUDA" in README
+
+
 def test_every_notebook_is_on_the_map_with_its_badge():
     assert len(MAP) == len(NOTEBOOKS)
     for path, row in zip(NOTEBOOKS, MAP, strict=True):
