@@ -148,12 +148,7 @@ def generate_batch(
 
 
 def generate(
-    model,
-    tokenizer,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: bool = True,
+    model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress=True
 ) -> list[str]:
     """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
 
@@ -166,10 +161,9 @@ def generate(
     was_training, used_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
+    starts = range(0, len(prompts), batch_size)
     try:
-        for start in tqdm(
-            range(0, len(prompts), batch_size), desc="generating", disable=not progress, leave=False
-        ):
+        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
             rows = by_length[start : start + batch_size]
             new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
             for i, answer in zip(rows, new, strict=True):

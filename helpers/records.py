@@ -44,6 +44,7 @@ LAYOUTS = {
     "ShareGPT": (["conversations"], None),
     "text of Human and Assistant": (["text"], None),
 }
+USER, ASSISTANT = map(str.strip, TURNS)
 ROLES = {"human": "user", "gpt": "assistant"}
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
@@ -71,8 +72,7 @@ def read_tickets(split: str, answer_column: str = "ticket") -> Dataset:
 
 def ticket_splits() -> dict[str, Dataset]:
     """All four splits of the messages, with their tickets."""
-    names = ("train", "validation", "test", "test_reworded")
-    return {name: read_tickets(name) for name in names}
+    return {name: read_tickets(name) for name in ("train", "validation", "test", "test_reworded")}
 
 
 def read_records(
@@ -116,7 +116,7 @@ def read_records(
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
     if not len(table):
         first = bad and f"none of the {len(bad)} rows can be used; the first: {': '.join(bad[0])}"
         raise DataError(first or f"{name} holds no rows: give at least one")
@@ -155,10 +155,10 @@ def _pair(
     """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
         raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
-    for column in filter(None, (prompts[0], answer)):
-        if column not in row:
-            raise DataError(f"no column {column!r}")
-    first, last = row[prompts[0]], row[answer] if answer else None
+    try:
+        first, last = row[prompts[0]], row[answer] if answer else None
+    except KeyError as column:
+        raise DataError(f"no column {column}") from None
     if answer and not isinstance(first, list):
         beside = [row[column] for column in prompts[1:] if row.get(column) not in (None, "")]
         values = ["" if value is None else value for value in (last, first, *beside)]
@@ -171,13 +171,12 @@ def _pair(
             first, last = chat_to_pair([*first, *ending] if answer else first)
         except DataError as error:
             raise DataError(f"{prompts[0]!r} {error}") from None
-    user, assistant = map(str.strip, TURNS)
-    asked, said = first.strip(), last.strip()
-    bare = asked.removeprefix(user).removesuffix(TURNS[1]), said.removeprefix(assistant)
-    marked = bare != (asked, said)
-    notes["answers stripped at both ends"] += said != last
-    notes[f"rows had the template's own {user} or {assistant} removed"] += marked
-    first, last = map(str.strip, bare) if marked else (first, said)
+    last, given = last.strip(), last
+    notes["answers stripped at both ends"] += last != given
+    bare = first.strip().removeprefix(USER).removesuffix(TURNS[1]), last.removeprefix(ASSISTANT)
+    if bare != (first.strip(), last):
+        notes[f"rows had the template's own {USER} or {ASSISTANT} removed"] += 1
+        first, last = map(str.strip, bare)
     for name, text in (("answer", last), ("prompt", first)):
         if BLANK.fullmatch(text):
             raise DataError(f"the {name} is empty")
@@ -186,7 +185,7 @@ def _pair(
         if not text.isascii() and BROKEN.search(text):
             raise DataError(f"the {name} is not UTF-8")
     if any(turn in f"\n{last}" for turn in TURNS) or f"\n{first}".startswith(TURNS):
-        raise DataError(f"{user} or {assistant} begins the prompt, or a line of the answer")
+        raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
     return {"prompt": first, "answer": last}
 
 
@@ -281,12 +280,8 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
     that `_pair` would return as they are, else numbered rows."""
     texts = pa.schema([(column, pa.string()) for column in needed])
     options = ParseOptions(explicit_schema=texts, unexpected_field_behavior="ignore")
-    words = map(re.escape, [*special, *map(str.strip, TURNS)])
-    odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])
-
-    def plain(column: pa.ChunkedArray) -> bool:
-        return not column.null_count and not pc.any(pc.match_substring_regex(column, odd)).as_py()
-
+    words = map(re.escape, [*special, USER, ASSISTANT])
+    odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
     number = 1
     file.seek(0)
     while block := file.read(2**21) + file.readline():
@@ -298,12 +293,16 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
             table = block[:1] == b"{" and read_json(pa.BufferReader(block), reading, options)
         except (UnicodeDecodeError, pa.ArrowInvalid):
             table = None
-        if table and table.shape == (count, 2) and all(map(plain, table.columns)):
-            places = [f"{at} {line}" for line in range(number, number + count)]
-            yield pa.table([*table.columns, places], schema=SCHEMA)
-        else:
+        columns = table.columns if table else []
+        found = [pc.any(pc.match_substring_regex(column, odd)).as_py() for column in columns]
+        if not table or len(table) != count or any(column.null_count for column in columns):
             lines = enumerate(block.split(b"\n"), number)
             yield [(line, _parse(text)) for line, text in lines if text.strip()]
+        elif len(columns) != 2 or any(found):
+            yield list(enumerate(table.to_pylist(), number))
+        else:
+            places = [f"{at} {line}" for line in range(number, number + count)]
+            yield pa.table([*columns, places], schema=SCHEMA)
         number += count
 
 
