@@ -42,20 +42,18 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     backend.no_padding()  # an earlier call of the tokenizer may have left it on
     backend.no_truncation()
-
-    def ids_of(texts: list[str]) -> list[list[int]]:
-        return [text.ids for text in backend.encode_batch_fast(texts)]  # fast: without offsets
-
     tables, lengths = [], []
     for batch in records.iter(1000):
-        prompts = ids_of([build_prompt(prompt) for prompt in batch["prompt"]])
-        answers = ids_of([" " + answer for answer in batch["answer"]])
-        pairs = [(ids, [*more, end]) for ids, more in zip(prompts, answers, strict=True)]
+        texts = [build_prompt(prompt) for prompt in batch["prompt"]]
+        texts += [" " + answer for answer in batch["answer"]]
+        ids = [text.ids for text in backend.encode_batch_fast(texts)]  # fast: without offsets
+        half = len(ids) // 2
+        pairs = [(ids[i], [*ids[half + i], end]) for i in range(half)]
         lengths += [len(prompt) + len(answer) for prompt, answer in pairs]
         pairs = [pair for pair in pairs if sum(map(len, pair)) <= max_length]
-        ids = [prompt + answer for prompt, answer in pairs]
+        input_ids = [prompt + answer for prompt, answer in pairs]
         labels = [[IGNORED] * len(prompt) + answer for prompt, answer in pairs]
-        tables.append(pa.table([ids, labels], schema=ENCODED))
+        tables.append(pa.table([input_ids, labels], schema=ENCODED))
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
     if len(too_long) == len(lengths):
         raise DataError(
