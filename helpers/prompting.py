@@ -1,7 +1,9 @@
 """From text to tensors and back: template, completion-only labels, generation."""
 
+import os
 from collections.abc import Sequence
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from tqdm import tqdm
@@ -12,6 +14,7 @@ from helpers.errors import DataError, TutorialError
 IGNORED = -100  # the label that cross entropy leaves out
 TURNS = ("\nUser:", "\nAssistant:")  # what begins a turn in the template
 END = "<|endoftext|>"  # the end token of Falcon's tokenizers, large and tiny
+ENCODED = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int64())})
 
 
 def build_prompt(prompt: str) -> str:
@@ -36,35 +39,33 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     batches; rows over `max_length` tokens are left out and named by their index.
 
     A cut-off example would teach an answer without its end. DataError if none remains."""
-
-    def encode_batch(batch: dict) -> dict:
-        prompts = tokenizer([build_prompt(prompt) for prompt in batch["prompt"]])["input_ids"]
-        answers = tokenizer([" " + answer for answer in batch["answer"]])["input_ids"]
-        answers = [[*ids, tokenizer.eos_token_id] for ids in answers]
-        pairs = list(zip(prompts, answers, strict=True))
-        return {
-            "input_ids": [prompt + answer for prompt, answer in pairs],
-            "labels": [[IGNORED] * len(prompt) + answer for prompt, answer in pairs],
-        }
-
-    columns = records.column_names
-    encoded = records.map(
-        encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
-    )
-    lengths = [len(ids) for ids in encoded["input_ids"]]
+    backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id
+    backend.no_padding()  # an earlier call of the tokenizer may have left it on
+    backend.no_truncation()
+    tables, lengths = [], []
+    for batch in records.iter(1000):
+        texts = [build_prompt(prompt) for prompt in batch["prompt"]]
+        texts += [" " + answer for answer in batch["answer"]]
+        ids = [text.ids for text in backend.encode_batch_fast(texts)]  # fast: without offsets
+        half = len(ids) // 2
+        pairs = [(ids[i], [*ids[half + i], end]) for i in range(half)]
+        lengths += [len(prompt) + len(answer) for prompt, answer in pairs]
+        pairs = [pair for pair in pairs if sum(map(len, pair)) <= max_length]
+        input_ids = [prompt + answer for prompt, answer in pairs]
+        labels = [[IGNORED] * len(prompt) + answer for prompt, answer in pairs]
+        tables.append(pa.table([input_ids, labels], schema=ENCODED))
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
     if len(too_long) == len(lengths):
         raise DataError(
             f"all {len(lengths)} examples are longer than max_length={max_length} tokens (the "
             f"shortest has {min(lengths, default=0)}): raise max_length or shorten the texts"
         )
-    kept = sorted(set(range(len(lengths))) - set(too_long))
-    return (encoded.select(kept) if too_long else encoded), too_long
+    return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
 
 
 def check_labels(encoded: Dataset) -> None:
     """DataError unless every example has a label to learn from behind its first token."""
-    bad = [i for i, ids in enumerate(encoded["labels"]) if all(x == IGNORED for x in ids[1:])]
+    bad = [i for i, labels in enumerate(encoded["labels"]) if {*labels[1:]} <= {IGNORED}]
     if bad:
         raise DataError(
             f"every label of {len(bad)} of {len(encoded)} examples is {IGNORED}, the first of them "
@@ -74,19 +75,15 @@ def check_labels(encoded: Dataset) -> None:
 
 def answer_limit(encoded: Dataset, room: int = 4, most: int = 256) -> int:
     """How many new tokens an answer may take: the longest one to learn, end token included, and
-    `room`.
-
-    A limit that is too small would score right answers 0 without a word."""
-    longest = max(sum(label != IGNORED for label in labels) for labels in encoded["labels"])
+    `room`. A limit that is too small would score right answers 0 without a word."""
+    longest = max(len(labels) - labels.count(IGNORED) for labels in encoded["labels"])
     return min(most, longest + room)
 
 
 def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
-    """How many answers took all of the `limit` tokens they were given, so that they may lack their
-    end."""
-    return sum(
-        len(ids) >= limit for ids in tokenizer([" " + text for text in answers])["input_ids"]
-    )
+    """How many answers took all of the `limit` tokens they were given: they may lack their end."""
+    encoded = tokenizer([" " + answer for answer in answers])["input_ids"]
+    return sum(len(ids) >= limit for ids in encoded)
 
 
 def collator(tokenizer) -> DataCollatorForSeq2Seq:
@@ -131,23 +128,13 @@ def generate_ids(
 
     Prompts are padded on the *left*, so that each answer begins right behind its prompt. The model
     has to be in eval mode."""
-    encoded = [tokenizer(build_prompt(prompt))["input_ids"] for prompt in prompts]
-    width, end = max(map(len, encoded)), tokenizer.eos_token_id
-    input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in encoded])
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        **{
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "use_cache": True,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        }
-        | options,
-    )
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output[:, width:].tolist()]
+    texts, end = [build_prompt(prompt) for prompt in prompts], tokenizer.eos_token_id
+    sides = {"padding": True, "padding_side": "left", "return_token_type_ids": False}
+    batch = tokenizer(texts, return_tensors="pt", **sides).to(model.device)
+    limits = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": end}
+    output = model.generate(**batch, **{"do_sample": False, "use_cache": True} | limits | options)
+    new = output[:, batch["input_ids"].shape[1] :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in new]
 
 
 def generate_batch(
@@ -159,12 +146,7 @@ def generate_batch(
 
 
 def generate(
-    model,
-    tokenizer,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: bool = True,
+    model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress=True
 ) -> list[str]:
     """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
 
@@ -177,10 +159,9 @@ def generate(
     was_training, used_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
+    starts = range(0, len(prompts), batch_size)
     try:
-        for start in tqdm(
-            range(0, len(prompts), batch_size), desc="generating", disable=not progress, leave=False
-        ):
+        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
             rows = by_length[start : start + batch_size]
             new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
             for i, answer in zip(rows, new, strict=True):

@@ -44,6 +44,7 @@ LAYOUTS = {
     "ShareGPT": (["conversations"], None),
     "text of Human and Assistant": (["text"], None),
 }
+USER, ASSISTANT = map(str.strip, TURNS)
 ROLES = {"human": "user", "gpt": "assistant"}
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
@@ -71,8 +72,7 @@ def read_tickets(split: str, answer_column: str = "ticket") -> Dataset:
 
 def ticket_splits() -> dict[str, Dataset]:
     """All four splits of the messages, with their tickets."""
-    names = ("train", "validation", "test", "test_reworded")
-    return {name: read_tickets(name) for name in names}
+    return {name: read_tickets(name) for name in ("train", "validation", "test", "test_reworded")}
 
 
 def read_records(
@@ -92,34 +92,31 @@ def read_records(
     DataError for the first row that cannot be used (no text, a turn marker, one of the tokenizer's
     `special_tokens`); with a list as `dropped` such rows are appended to it instead."""
     given = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column or [])
-    name, bad, good, tables, notes = os.path.basename(source), [], [], [], Counter()
+    source, bad, notes = os.path.expanduser(source), [], Counter()
+    name = Path(source).name
 
-    def keep() -> None:
-        tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
-        good.clear()
+    def usable(rows: list) -> pa.Table:
+        good = []
+        for number, row in rows:
+            place = f"{at} {number}"
+            try:
+                good.append(_pair(row, prompts, answer, special_tokens, notes) | {"place": place})
+            except DataError as error:
+                bad.append(Dropped(place, str(error)))
+                if dropped is None:
+                    way_on = "correct it, or leave such rows out with --drop-bad-rows (dropped=[])"
+                    raise DataError(f"{place}: {error}; {way_on}") from None
+        return pa.Table.from_pylist(good, SCHEMA)  # takes less memory than a list
 
     try:
-        at, columns, read = _open(Path(os.path.expanduser(source)), config, split)
+        at, columns, read = _open(source, config, split)
         prompts, answer, line = _layout(name, columns, given, answer_column)
-        rows = read([*prompts, *filter(None, [answer])])
-        for pair in _pairs(at, rows, prompts, answer, special_tokens, notes):
-            if isinstance(pair, pa.Table):
-                keep()
-                tables.append(pair)
-            elif not isinstance(pair, Dropped):
-                good.append(pair)
-                if len(good) == BATCH:
-                    keep()
-            elif dropped is not None:
-                bad.append(pair)
-            else:
-                way_on = "correct it, or leave such rows out with --drop-bad-rows (dropped=[])"
-                raise DataError(f"{': '.join(pair)}; {way_on}")
-        keep()
+        batches = read([*prompts, *filter(None, [answer])], special_tokens)
+        tables = [usable(batch) if isinstance(batch, list) else batch for batch in batches]
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
     if not len(table):
         first = bad and f"none of the {len(bad)} rows can be used; the first: {': '.join(bad[0])}"
         raise DataError(first or f"{name} holds no rows: give at least one")
@@ -127,26 +124,6 @@ def read_records(
         dropped += bad
     line = "; ".join([line, *(f"{count} {note}" for note, count in notes.items() if count)])
     return Dataset(table, DatasetInfo(description=line), fingerprint=os.urandom(8).hex())
-
-
-def _pairs(
-    at: str, rows: Iterator, prompts: list[str], answer: str | None, special: Sequence[str], notes
-) -> Iterator[pa.Table | dict | Dropped]:
-    """Prompt, answer and place of the numbered `rows` or what is wrong with them; see `_open`."""
-    words = map(re.escape, [*special, *(turn.strip() for turn in TURNS)])
-    odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
-    for first, several in rows:
-        columns = several.columns if isinstance(several, pa.Table) else []
-        found = (pc.any(pc.match_substring_regex(texts, odd)).as_py() for texts in columns)
-        if len(columns) == 2 and not any(found):
-            places = [f"{at} {number}" for number in range(first, first + len(several))]
-            yield pa.table([*columns, places], schema=SCHEMA)
-        else:
-            single = several.to_pylist() if columns else [several]
-            for number, row in enumerate(single, first):
-                place = f"{at} {number}"
-                pair = _pair(row, prompts, answer, special, notes)
-                yield Dropped(place, pair) if isinstance(pair, str) else pair | {"place": place}
 
 
 def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str | None) -> tuple:
@@ -161,6 +138,8 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         wanted = " and ".join(map(repr, [*prompts, *filter(None, [answer])])) or "known layout"
         found = f"{name} has no {wanted} among its columns {', '.join(map(repr, columns))[:300]}"
         raise DataError(f"{found}: choose with --prompt-column and --answer-column")
+    if not last and prompts[1:]:
+        raise DataError("several prompt columns need an answer: name it with --answer-column")
     if last in firsts:
         raise DataError(f"prompt and answer are the same column {last!r}: name two")
     firsts = [column for column in firsts if column in columns]
@@ -172,37 +151,41 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
 
 def _pair(
     row: object, prompts: list[str], answer: str | None, special: Sequence[str], notes: Counter
-) -> dict[str, str] | str:
-    """Prompt and answer of a row, both proven to be usable text, or what is wrong with it."""
+) -> dict[str, str]:
+    """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
-        return row.split(": line")[0] if isinstance(row, str) else "a list, not an object"
+        raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
     try:
         first, last = row[prompts[0]], row[answer] if answer else None
-        if answer and not isinstance(first, list):
-            beside = [row[column] for column in prompts[1:] if row.get(column) not in (None, "")]
-            values = ["" if value is None else value for value in (last, first, *beside)]
-            notes["values written as JSON text"] += sum(not isinstance(v, str) for v in values)
-            last, *parts = [v if isinstance(v, str) else json.dumps(v, **AS_JSON) for v in values]
-            first = "\n".join(parts)
-        else:
-            ending = [{"role": "assistant", "content": last}] if answer else []
-            first, last = chat_to_pair([*first, *ending] if answer else first)
     except KeyError as column:
-        return f"no column {column}"
-    except DataError as error:
-        return f"{prompts[0]!r} {error}"
-    if last != (last := last.strip()):
-        notes["answers stripped at both ends"] += 1
+        raise DataError(f"no column {column}") from None
+    if answer and not isinstance(first, list):
+        beside = [row[column] for column in prompts[1:] if row.get(column) not in (None, "")]
+        values = ["" if value is None else value for value in (last, first, *beside)]
+        notes["values written as JSON text"] += sum(not isinstance(v, str) for v in values)
+        last, *parts = [v if isinstance(v, str) else json.dumps(v, **AS_JSON) for v in values]
+        first = "\n".join(parts)
+    else:
+        ending = [{"role": "assistant", "content": last}] if answer else []
+        try:
+            first, last = chat_to_pair([*first, *ending] if answer else first)
+        except DataError as error:
+            raise DataError(f"{prompts[0]!r} {error}") from None
+    last, given = last.strip(), last
+    notes["answers stripped at both ends"] += last != given
+    bare = first.strip().removeprefix(USER).removesuffix(TURNS[1]), last.removeprefix(ASSISTANT)
+    if bare != (first.strip(), last):
+        notes[f"rows had the template's own {USER} or {ASSISTANT} removed"] += 1
+        first, last = map(str.strip, bare)
     for name, text in (("answer", last), ("prompt", first)):
         if BLANK.fullmatch(text):
-            return f"the {name} is empty"
+            raise DataError(f"the {name} is empty")
         if found := [token for token in special if token in text]:
-            return f"the {name} holds the special token {found[0]!r}"
+            raise DataError(f"the {name} holds the special token {found[0]!r}")
         if not text.isascii() and BROKEN.search(text):
-            return f"the {name} is not UTF-8"
+            raise DataError(f"the {name} is not UTF-8")
     if any(turn in f"\n{last}" for turn in TURNS) or f"\n{first}".startswith(TURNS):
-        markers = " or ".join(turn.strip() for turn in TURNS)
-        return f"{markers} begins the prompt, or a line of the answer"
+        raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
     return {"prompt": first, "answer": last}
 
 
@@ -239,31 +222,32 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
     return system + said.removeprefix(f"{TURNS[0]} "), texts[-1]
 
 
-def _open(path: Path, config: str | None, split: str) -> tuple[str, list[str], Callable]:
-    """(how its places begin, its columns, a function from the needed ones to (number, row)).
+def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], Callable]:
+    """(how its places begin, its columns, a function of needed columns and special tokens).
 
-    A row is a dict, or a str that says what is wrong; several are a table with the first's number.
-    """
+    The function gives batches: lists of numbered rows, each a dict or a str that says what is wrong
+    with it, and tables of rows that need no closer look."""
+    if "://" in source:
+        way_on = "download the file and name it here, or name a hub data set as owner/name"
+        raise DataError(f"{source!r} is a web address: {way_on}")
+    path = Path(source)
     ending, name = Path(path.name.lower().removesuffix(".gz")).suffix, path.name
     if ending not in READABLE and not os.path.exists(path):
         try:
-            table = load_dataset(str(path), config, split=split)
+            return _of_table(str(path), load_dataset(str(path), config, split=split))
         except Exception as error:  # of the hub, the network, a format: no base class in common
             reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
             wanted = f"no file and no hub data set {str(path)!r} (config {config}, split {split})"
             raise DataError(f"{wanted} can be read: {reason}") from error
-        return f"{path}, row", table.column_names, lambda c: enumerate(table.select_columns(c), 1)
     if not path.is_file() or ending not in READABLE:
-        kind = "is a folder" if path.is_dir() else "is not here (but on the web?) or ends otherwise"
+        kind = "is a folder" if path.is_dir() else "is not here or ends otherwise"
         raise DataError(f"{str(path)!r} {kind}: name a file ending in {', '.join(READABLE)}")
-    with path.open("rb") as file:
-        opener = gzip.open if file.read(2) == b"\x1f\x8b" else open  # whatever its name says
-    file = opener(path, "rb")
-    start = file.read(1000)
-    file.seek(0)
+    file = path.open("rb")
+    if file.peek(2).startswith(b"\x1f\x8b"):  # whatever its name says
+        file = gzip.GzipFile(fileobj=file)
+    start = file.peek(1000)[:1000]
     if start.startswith(b"PAR1"):
-        table = Dataset(read_table(path), fingerprint=os.urandom(8).hex())
-        return f"{name}, row", table.column_names, lambda c: enumerate(table.select_columns(c), 1)
+        return _of_table(name, Dataset(read_table(path), fingerprint=os.urandom(8).hex()))
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
         raise DataError(f"{name} is UTF-16 or binary: save it as text with the encoding UTF-8")
     is_csv = ending in (".csv", ".tsv")
@@ -272,20 +256,32 @@ def _open(path: Path, config: str | None, split: str) -> tuple[str, list[str], C
     file.seek(0)
     if is_csv:
         rows = _csv(name, file)
-    elif by_line:
-        rows = enumerate(map(_parse, file), 1)
     else:
-        rows = enumerate(_document(name, file, split), 1)
+        rows = enumerate(map(_parse, file) if by_line else _document(name, file, split), 1)
     head = list(itertools.islice(rows, BATCH))
     columns = list(dict.fromkeys(key for _, row in head if isinstance(row, dict) for key in row))
     at = f"{name}, {'line' if is_csv or by_line else 'row'}"
-    return at, columns, lambda c: _lines(file, c) if by_line else itertools.chain(head, rows)
+    if by_line:
+        return at, columns, lambda *needs: _lines(file, at, *needs)
+    return at, columns, lambda *_: _batches(itertools.chain(head, rows))
 
 
-def _lines(file: BinaryIO, needed: list[str]) -> Iterator[tuple[int, pa.Table | dict | str]]:
-    """JSON lines, 2 MB at a time: a table if each line is an object with text in these columns."""
+def _of_table(name: str, table: Dataset) -> tuple[str, list[str], Callable]:
+    at, columns = f"{name}, row", table.column_names
+    return at, columns, lambda needed, _: _batches(enumerate(table.select_columns(needed), 1))
+
+
+def _batches(rows: Iterator) -> Iterator[list]:
+    return iter(lambda: list(itertools.islice(rows, BATCH)), [])
+
+
+def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -> Iterator:
+    """JSON lines, 2 MB at a time: a table if each line is an object with a prompt and an answer
+    that `_pair` would return as they are, else numbered rows."""
     texts = pa.schema([(column, pa.string()) for column in needed])
     options = ParseOptions(explicit_schema=texts, unexpected_field_behavior="ignore")
+    words = map(re.escape, [*special, USER, ASSISTANT])
+    odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
     number = 1
     file.seek(0)
     while block := file.read(2**21) + file.readline():
@@ -294,14 +290,19 @@ def _lines(file: BinaryIO, needed: list[str]) -> Iterator[tuple[int, pa.Table | 
             block.decode()
             reading = ReadOptions(use_threads=False, block_size=len(block))
             # pyarrow crashes on a block that starts with null
-            rows = block[:1] == b"{" and read_json(pa.BufferReader(block), reading, options)
+            table = block[:1] == b"{" and read_json(pa.BufferReader(block), reading, options)
         except (UnicodeDecodeError, pa.ArrowInvalid):
-            rows = False
-        if rows and len(rows) == count and not any(column.null_count for column in rows.columns):
-            yield number, rows
-        else:
+            table = None
+        columns = table.columns if table else []
+        found = [pc.any(pc.match_substring_regex(column, odd)).as_py() for column in columns]
+        if not table or len(table) != count or any(column.null_count for column in columns):
             lines = enumerate(block.split(b"\n"), number)
-            yield from ((at, _parse(line)) for at, line in lines if line.strip())
+            yield [(line, _parse(text)) for line, text in lines if text.strip()]
+        elif len(columns) != 2 or any(found):
+            yield list(enumerate(table.to_pylist(), number))
+        else:
+            places = [f"{at} {line}" for line in range(number, number + count)]
+            yield pa.table([*columns, places], schema=SCHEMA)
         number += count
 
 
@@ -389,9 +390,7 @@ def split_records(
     held = sorted(random.Random(seed).sample(firsts, _tenth(len(firsts))))
     rest = keys.index[~keys.isin(keys[held])]
     if len(rest) < least:
-        wrong = (
-            f"{len(firsts)} different prompts leave {len(rest)} rows beside {len(held)} held out"
-        )
+        wrong = f"{len(firsts)} different prompts leave {len(rest)} rows to train on"
         raise DataError(f"{wrong}, and {least} are needed: give at least {_enough(least)}")
     if dropped is not None:
         repeats = records.select(keys.index.difference(rest).difference(held))

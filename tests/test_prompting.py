@@ -24,22 +24,19 @@ def test_labels_are_the_answer_and_the_end_token(tokenizer):
 
 def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(tokenizer):
     rows = records.read_tickets("validation")
+    tokenizer(["a", "b c d e"], padding=True)  # the tokenizer stays set to pad
     encoded, too_long = prompting.encode(rows, tokenizer, 70)
     alone = [prompting.encode_example(tokenizer, r["prompt"], r["answer"]) for r in rows]
     assert 0 < len(too_long) < len(rows)
     assert too_long == [i for i, row in enumerate(alone) if len(row["input_ids"]) > 70]
     assert list(encoded) == [row for i, row in enumerate(alone) if i not in too_long]
-    with pytest.raises(
-        DataError, match=r"all 200 examples are longer than max_length=10 tokens \(the"
-    ):
+    with pytest.raises(DataError, match=r"all 200 examples are longer than max_length=10 token"):
         prompting.encode(rows, tokenizer, 10)
 
 
 def test_the_answers_limit_comes_from_the_data(tokenizer):
-    rows = Dataset.from_list(
-        [{"prompt": "a", "answer": "word " * 40}, {"prompt": "b", "answer": "c"}]
-    )
-    encoded, _ = prompting.encode(rows, tokenizer, 500)
+    rows = [{"prompt": "a", "answer": "word " * 40}, {"prompt": "b", "answer": "c"}]
+    encoded, _ = prompting.encode(Dataset.from_list(rows), tokenizer, 500)
     longest = len(tokenizer(" " + "word " * 40)["input_ids"]) + 1
     assert prompting.answer_limit(encoded) == longest + 4 > 48
     assert prompting.cut_off(tokenizer, ["word " * 40, "c"], longest - 1) == 1
@@ -91,9 +88,6 @@ def test_batched_generation_equals_single_generation(base, tokenizer):
     options = {"max_new_tokens": 24, "batch_size": 1, "progress": False}
     assert together == [prompting.generate(base, tokenizer, [p], **options)[0] for p in prompts]
 
-
-# --- scores
-# -----------------------------------------------------------------------------------------
 
 TICKET = '{"intent":"refund","product":"desk lamp","order":"K4821","urgency":"low"}'
 

@@ -149,8 +149,8 @@ ONE_ROW = {
     "half a surrogate pair": (as_line("ok \ud800"), "the prompt is not UTF-8"),
     "Latin-1": (as_line("xyz").replace(b"y", b"\xe9"), "the prompt is not UTF-8"),
     "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
-    "answer begins a turn": (as_line(answer="Assistant: c"), "User: or Assistant: begins"),
-    "prompt begins a turn": (as_line("User: c"), "User: or Assistant: begins"),
+    "answer of the user": (as_line(answer="User: c"), "User: or Assistant: begins"),
+    "prompt of the assistant": (as_line("Assistant: c"), "User: or Assistant: begins"),
     "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
     "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
     "chat and answer": (as_line(CHAT), "'prompt' has the roles .*take turns"),
@@ -180,9 +180,11 @@ def test_names_that_are_no_files(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     fails("is a folder: name a file", records.read_records, tmp_path / "folder.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would wait for ever
-    for name in ("gone.csv", tmp_path / "pipe.jsonl", "https://example.org/d.jsonl", "~/gone.txt"):
-        fails("on the web", records.read_records, name)
-    fails("too long|on the web", records.read_records, "x" * 300 + ".csv")
+    for name in ("gone.csv", tmp_path / "pipe.jsonl", "~/gone.txt"):
+        fails("is not here or ends otherwise", records.read_records, name)
+    for name in ("https://example.org/d.jsonl", "hf://datasets/owner/name"):
+        fails(f"'{name}' is a web address: download .* as owner/name", records.read_records, name)
+    fails("too long|is not here", records.read_records, "x" * 300 + ".csv")
 
 
 ROWS = [{"prompt": f"p, {i}", "answer": f"a {i}"} for i in range(3)]
@@ -215,19 +217,20 @@ def test_csv_rows_are_named_by_their_line(read):
 
 
 LAYOUTS = [
-    ({"instruction": "I", "input": "", "output": "O"}, "I", "Alpaca: .* . input -> output"),
-    ({"instruction": "I", "context": "C", "response": "R", "x": 1}, "I\nC", "Dolly.*used: 'x'"),
-    ({"id": 1, "question": "Q", "answer": "A"}, "Q", "question -> answer; not used: 'id'"),
+    ({"instruction": "I", "input": "", "output": "b"}, "I", "Alpaca: .* . input -> output"),
+    ({"instruction": "I", "context": "C", "response": "b", "x": 1}, "I\nC", "Dolly.*used: 'x'"),
+    ({"id": 1, "question": "Q", "answer": "b"}, "Q", "question -> answer; not used: 'id'"),
     ({"prompt": "P", "messages": CHAT}, "a", "OpenAI chat: messages; not used: 'prompt'"),
     ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
     ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
+    ({"prompt": "User: a\nAssistant:", "answer": "Assistant: b"}, "a", "1 rows .* removed"),
 ]
 
 
 @pytest.mark.parametrize(("row", "prompt", "line"), LAYOUTS)
 def test_known_layouts(read, row, prompt, line):
     data = read("d.json", json.dumps([row]))
-    assert data["prompt"][:] == [prompt]
+    assert pairs(data) == [(prompt, "b")]
     assert re.search(line, data.info.description)
 
 
@@ -238,6 +241,7 @@ def test_columns_by_name(read, tmp_path):
     assert data.info.description == "b + a + c -> d; 1 values written as JSON text"
     fails("has no 'e' and 'd' among its columns 'a', 'b'", read, "d.json", rows, "e", "d")
     fails("the same column 'd'", read, "d.json", rows, ["a", "d"], "d")
+    fails("an answer: name it", read, "d.jsonl", b'{"a": "x", "b": "y"}\n' * 2, ["a", "b"])
     Dataset.from_list([{"talk": CHAT, "n": 1}]).to_parquet(tmp_path / "d.parquet")
     data = records.read_records(tmp_path / "d.parquet", "talk")
     assert data[0] == {"prompt": "a", "answer": "b", "place": "d.parquet, row 1"}
@@ -324,13 +328,13 @@ def test_the_report_counts_and_names_every_kind(read):
     assert list(report["where"]) == [*lines, "test.jsonl, line 1; test.jsonl, line 2"]
 
 
-def test_own_splits_say_what_they_found(tmp_path, capsys):
+def test_own_splits_say_what_they_found(tmp_path, capsys, monkeypatch):
     lines = [as_line(f"{i % 40}", f"{i}") for i in range(100)] + [as_line("x", "")]
     (tmp_path / "d.jsonl").write_bytes(b"".join(lines))
-    fails(
-        "give at least 109$", records.own_splits, tmp_path / "d.jsonl", least=90, drop_bad_rows=True
-    )
-    splits = records.own_splits(tmp_path / "d.jsonl", drop_bad_rows=True, least=32)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = {"source": "~/d.jsonl", "drop_bad_rows": True}
+    fails("give at least 109$", records.own_splits, **options, least=90)
+    splits = records.own_splits(**options, least=32)
     assert [len(splits[name]) for name in ("validation", "test")] == [3, 4]
     said = capsys.readouterr().out
     for line in ("read as prompt and answer", "the answer is empty", "repeats a held-out prompt"):
