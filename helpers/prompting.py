@@ -25,9 +25,11 @@ def build_prompt(prompt: str) -> str:
 def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
     """`input_ids` of prompt, answer and end token; `labels` the same with the prompt ignored.
 
-    The end token stays in the labels: without it a model never learns to stop."""
+    The end token stays in the labels: without it a model never learns to stop. The answer gets no
+    start token, which the tokenizers of other families add."""
     prompt_ids = tokenizer(build_prompt(prompt))["input_ids"]
-    answer_ids = [*tokenizer(" " + answer)["input_ids"], tokenizer.eos_token_id]
+    answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    answer_ids = [*answer_ids, tokenizer.eos_token_id]
     return {
         "input_ids": prompt_ids + answer_ids,
         "labels": [IGNORED] * len(prompt_ids) + answer_ids,
@@ -43,12 +45,12 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     backend.no_padding()  # an earlier call of the tokenizer may have left it on
     backend.no_truncation()
     tables, lengths = [], []
-    for batch in records.iter(1000):
-        texts = [build_prompt(prompt) for prompt in batch["prompt"]]
-        texts += [" " + answer for answer in batch["answer"]]
-        ids = [text.ids for text in backend.encode_batch_fast(texts)]  # fast: without offsets
-        half = len(ids) // 2
-        pairs = [(ids[i], [*ids[half + i], end]) for i in range(half)]
+    for batch in records.iter(2000):
+        prompts = [build_prompt(prompt) for prompt in batch["prompt"]]
+        answers = [" " + answer for answer in batch["answer"]]
+        prompts = backend.encode_batch_fast(prompts)  # fast: without offsets
+        answers = backend.encode_batch_fast(answers, add_special_tokens=False)
+        pairs = [(p.ids, [*a.ids, end]) for p, a in zip(prompts, answers, strict=True)]
         lengths += [len(prompt) + len(answer) for prompt, answer in pairs]
         pairs = [pair for pair in pairs if sum(map(len, pair)) <= max_length]
         input_ids = [prompt + answer for prompt, answer in pairs]
@@ -82,7 +84,8 @@ def answer_limit(encoded: Dataset, room: int = 4, most: int = 256) -> int:
 
 def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
     """How many answers took all of the `limit` tokens they were given: they may lack their end."""
-    encoded = tokenizer([" " + answer for answer in answers])["input_ids"]
+    texts = [" " + answer for answer in answers]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return sum(len(ids) >= limit for ids in encoded)
 
 

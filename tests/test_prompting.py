@@ -1,10 +1,12 @@
 """Template, labels, batches, order, generation, scores."""
 
+import copy
 import json
 
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
 from helpers import evaluation, prompting, records
 from helpers.environment import ROOT
@@ -32,6 +34,18 @@ def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(t
     assert list(encoded) == [row for i, row in enumerate(alone) if i not in too_long]
     with pytest.raises(DataError, match=r"all 200 examples are longer than max_length=10 token"):
         prompting.encode(rows, tokenizer, 10)
+
+
+def test_a_start_token_begins_the_prompt_and_not_the_answer(tokenizer):
+    """As the tokenizers of Llama and Mistral add it."""
+    rows, starting, end = records.read_tickets("test")[:3], copy.deepcopy(tokenizer), prompting.END
+    ids = {"single": f"{end} $A", "special_tokens": [(end, tokenizer.eos_token_id)]}
+    starting.backend_tokenizer.post_processor = TemplateProcessing(**ids)
+    encoded, _ = prompting.encode(Dataset.from_dict(rows), starting, 200)
+    plain, _ = prompting.encode(Dataset.from_dict(rows), tokenizer, 200)
+    assert encoded["input_ids"] == [[tokenizer.eos_token_id, *ids] for ids in plain["input_ids"]]
+    pairs = zip(rows["prompt"], rows["answer"], strict=True)
+    assert list(encoded) == [prompting.encode_example(starting, *pair) for pair in pairs]
 
 
 def test_the_answers_limit_comes_from_the_data(tokenizer):
