@@ -192,8 +192,8 @@ def test_the_mlp_alone_has_product_and_order_right_and_lacks_the_urgency(stored)
     models = []
     found = study.execute(study.runs(cell)[0], watch=lambda m, step: models.append(m) or {})
     assert cell.test_exact.min() - 0.05 < found["test_exact"] < cell.test_exact.max() + 0.05
-    test, model = records.read_tickets("test").select(range(100)), models[-1].eval()
+    test, model = records.read_tickets("test"), models[-1].eval()
     answers = prompting.generate(model, study.tokenizer(), test["prompt"], 48, 50, progress=False)
     fields = evaluation.score_tickets(answers, test["answer"])["fields"]
-    assert min(fields, key=fields.get) == "urgency" and fields["urgency"] < 0.95
-    assert fields["product"] > 0.96 and fields["order"] > 0.96
+    assert fields["product"] > 0.98 and fields["order"] > 0.98
+    assert fields["urgency"] == pytest.approx(found["test_exact"], abs=0.05)  # nearly all it lacks
