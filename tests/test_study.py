@@ -42,11 +42,10 @@ def test_the_grid_has_seeds_of_its_own_and_equal_parameters_are_equal(stored):
 
 
 def test_what_is_compared_is_tuned_on_one_grid_or_said_not_to_be(stored):
-    for settings in (*planning.TUNED, *planning.COARSELY):
+    for settings in planning.TUNED:
         rates = set(planning.grid_losses(stored, settings).index)
         at_the_edge = planning.best_learning_rate(stored, settings) == GRID[-1]
-        coarse = settings in planning.COARSELY
-        assert rates - {planning.WIDER} == set(planning.COARSE if coarse else GRID)
+        assert rates - {planning.WIDER} == set(GRID)
         assert planning.WIDER in rates or not at_the_edge  # the edge is no optimum
     with pytest.raises(DataError, match="the grid lacks runs of .*fp32"):
         plan("methods", stored[:0])
