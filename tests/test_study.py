@@ -42,11 +42,10 @@ def test_the_grid_has_seeds_of_its_own_and_equal_parameters_are_equal(stored):
 
 
 def test_what_is_compared_is_tuned_on_one_grid_or_said_not_to_be(stored):
-    for settings in (*planning.TUNED, *planning.COARSELY):
+    for settings in planning.TUNED:
         rates = set(planning.grid_losses(stored, settings).index)
         at_the_edge = planning.best_learning_rate(stored, settings) == GRID[-1]
-        coarse = settings in planning.COARSELY
-        assert rates - {planning.WIDER} == set(planning.COARSE if coarse else GRID)
+        assert rates - {planning.WIDER} == set(GRID)
         assert planning.WIDER in rates or not at_the_edge  # the edge is no optimum
     with pytest.raises(DataError, match="the grid lacks runs of .*fp32"):
         plan("methods", stored[:0])
@@ -192,8 +191,8 @@ def test_the_mlp_alone_has_product_and_order_right_and_lacks_the_urgency(stored)
     models = []
     found = study.execute(study.runs(cell)[0], watch=lambda m, step: models.append(m) or {})
     assert cell.test_exact.min() - 0.05 < found["test_exact"] < cell.test_exact.max() + 0.05
-    test, model = records.read_tickets("test").select(range(100)), models[-1].eval()
+    test, model = records.read_tickets("test"), models[-1].eval()
     answers = prompting.generate(model, study.tokenizer(), test["prompt"], 48, 50, progress=False)
     fields = evaluation.score_tickets(answers, test["answer"])["fields"]
-    assert min(fields, key=fields.get) == "urgency" and fields["urgency"] < 0.95
-    assert fields["product"] > 0.96 and fields["order"] > 0.96
+    assert fields["product"] > 0.98 and fields["order"] > 0.98
+    assert fields["urgency"] == pytest.approx(found["test_exact"], abs=0.05)  # nearly all it lacks

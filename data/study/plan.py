@@ -9,7 +9,6 @@ from helpers.study import GRID, STEPS, Run, runs
 GRID_SEEDS = (100, 101)  # used nowhere else: the grid must not choose by luck
 SEEDS = {"grid": GRID_SEEDS, "few-data": range(3), "recovers-more": range(2)}  # others: 5
 WIDER = 2.7e-2  # a sixth learning rate, where the fifth is the best of five
-COARSE = (3e-4, 1e-3, 3e-3)  # a shorter grid, of one seed
 TEXT_RATE, TEXT_STEPS = 1e-3, 60  # general text: not tuned; two and a half passes
 # "recovers-more": the 16-bit base and NF4 + DQ, as in "recovers" but for this.
 OTHER_TEXT = [{"learning_rate": 3e-4}, {"learning_rate": 3e-3}, {"rank": 4}, {"rank": 64}]
@@ -26,8 +25,8 @@ RANKS = [QLORA | {"rank": rank} for rank in (1, 4, 64)]
 # Rank 16, and the rank that makes 122,880 parameters of it, as rank 16 on all linear layers does.
 EQUAL_PARAMETERS = {"query_key_value": 80, "attention": 48, "mlp": 24}
 TARGETS = [QLORA | {"targets": t, "rank": r} for t, n in EQUAL_PARAMETERS.items() for r in (16, n)]
-TUNED = [*FULL, *LORA, *RANKS[1:], *TARGETS[:2], VARIANTS[0]]  # on the whole grid
-COARSELY = VARIANTS[1:]  # on COARSE; everything else has the rate of plain QLoRA: borrowed
+# On the whole grid; everything else has the rate of plain QLoRA: borrowed.
+TUNED = [*FULL, *LORA, *RANKS[1:], *TARGETS[:2], *VARIANTS]
 FEW = (50, 100, 200, 500, 2000)
 EXPERIMENTS = ["grid", "methods", "recovers", "recovers-more", "targets", "rank"]
 EXPERIMENTS += ["few-data", "bias", "variants"]
@@ -48,9 +47,7 @@ def grid_losses(stored: pd.DataFrame, settings: dict) -> pd.Series:
 
 
 def grid_rates(stored: pd.DataFrame, settings: dict) -> tuple[float, ...]:
-    """GRID, and WIDER where GRID's last rate is its best; COARSE for what is tuned COARSELY."""
-    if settings in COARSELY:
-        return COARSE
+    """GRID, and WIDER where GRID's last rate is its best."""
     losses = grid_losses(stored, settings)
     at_the_edge = set(losses.index) >= set(GRID) and losses[list(GRID)].idxmin() == GRID[-1]
     return (*GRID, WIDER) if at_the_edge else GRID
@@ -71,8 +68,7 @@ def cells(name: str, stored: pd.DataFrame) -> list[tuple[dict, float]]:
         return settings | changes, best_learning_rate(stored, settings)
 
     if name == "grid":
-        every = (*TUNED, *COARSELY)
-        return [(settings, rate) for settings in every for rate in grid_rates(stored, settings)]
+        return [(settings, rate) for settings in TUNED for rate in grid_rates(stored, settings)]
     if name in ("rank", "targets"):  # at their own rate where they have one, and at the borrowed
         chosen, borrowed = RANKS if name == "rank" else TARGETS, best_learning_rate(stored, QLORA)
         return [tuned(s) for s in chosen if s in TUNED] + [(s, borrowed) for s in chosen]
@@ -95,7 +91,6 @@ def plan(name: str, stored: pd.DataFrame) -> list[Run]:
     planned = []
     for settings, rate in cells(name, stored):
         seeds = SEEDS.get(name, range(5))
-        seeds = seeds[:1] if name == "grid" and settings in COARSELY else seeds
         settings = complete(settings)
         steps = {"tickets": STEPS, "text": TEXT_STEPS}.get(settings["data"], BIAS_STEPS)
         settings = {"steps": steps, "learning_rate": rate} | settings
