@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -32,17 +32,12 @@ ROWS = "the training rows"
 SKIPPED = 25  # float16 steps in a row without finite gradients: loss scaling halves and skips them
 
 
-def settings(profile: Profile, seed: int) -> dict:
-    """What decides an adapter beside data and versions, as JSON reads it back."""
-    return json.loads(json.dumps(asdict(replace(profile, max_new_tokens=1)) | {"seed": seed}))
-
-
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
     """All that decides a run's numbers, its length and save interval left out."""
     digest = hashlib.sha256()
     for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
         digest.update(json.dumps([ids, labels]).encode())
-    decides = settings(replace(profile, max_steps=1, save_steps=1), seed)
+    decides = replace(profile, max_steps=1, save_steps=1).settings(seed)
     return decides | {ROWS: digest.hexdigest()}
 
 

@@ -32,6 +32,7 @@ HOSTED = ("Colab", "Kaggle")  # rented: packages may be added to their Python wi
 # A version that pip can read
 VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+MEMORY_RAN_OUT = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
 
 
 def place() -> str:
@@ -236,7 +237,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
     except (TutorialError, MemoryError, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
         if isinstance(error, MemoryError):
-            text = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
+            text = MEMORY_RAN_OUT
         if isinstance(error, KeyboardInterrupt):
             text, status = f"\n{str(error) or interrupted}", 130
         if os.environ.get("RANK", "0") == "0":  # of several processes the first alone prints

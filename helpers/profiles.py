@@ -1,8 +1,9 @@
 """Hardware profiles: all that differs between a laptop, a free T4 and a big GPU, in one place."""
 
+import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -77,6 +78,10 @@ class Profile:
         folder = ROOT / self.model
         return str(folder) if folder.is_dir() else self.model
 
+    def settings(self, seed: int) -> dict:
+        """What decides an adapter beside data and versions, as JSON reads it back."""
+        return json.loads(json.dumps(asdict(replace(self, max_new_tokens=1)) | {"seed": seed}))
+
     @property
     def step(self) -> str:
         """What a step takes, and what the next larger card would allow."""
@@ -124,11 +129,8 @@ _L4 = replace(
     max_length=512,
     micro_batch=8,
     accumulation=2,
-    eval_batch=64,
 )
-_A100 = replace(
-    _L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1, eval_batch=64
-)
+_A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1)
 _CPU = replace(  # for the rehearsal at full size, data/rehearsal
     _T4,
     name="cpu-7b",

@@ -155,7 +155,7 @@ def collect(profile: Profile, seed: int, model, proof, training: dict, **more) -
         "model": profile.model,
         "revision": profile.revision,
         "seed": seed,
-        "settings": checkpoints.settings(profile, seed),
+        "settings": profile.settings(seed),
         "versions": environment.versions(),
         "parameters_total": total,
         "parameters_trainable": trainable,
