@@ -81,14 +81,9 @@ def score_replies(replies: Sequence[str], tickets: Sequence[str]) -> dict:
     return {"complete": complete, "deadline": deadline, "fields": share}
 
 
-def is_ticket_task(references: Sequence[str]) -> bool:
-    """Whether the reference answers are tickets; other tasks are scored by their text alone."""
-    return all(set(parse_ticket(reference) or ()) == set(FIELDS) for reference in references)
-
-
 def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     """`score_tickets` for tickets; for other tasks `exact_match` of texts, `valid_json` None."""
-    if is_ticket_task(references):
+    if all(set(parse_ticket(reference) or ()) == set(FIELDS) for reference in references):
         return score_tickets(answers, references)
     same = sum(answer.strip() == wanted.strip() for answer, wanted in pairs(answers, references))
     return {"valid_json": None, "exact_match": same / len(references), "fields": {}}
