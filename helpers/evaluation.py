@@ -46,21 +46,18 @@ def pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str, 
 def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
     """Shares in [0, 1]: `valid_json` (an object with the ticket's fields), `exact_match` (all
     values right), `fields` (each value right)."""
-    tickets = [(parse_ticket(a), json.loads(wanted)) for a, wanted in pairs(answers, references)]
-    n = len(tickets)
-    found = [(ticket or {}, wanted) for ticket, wanted in tickets]
+    both = pairs(answers, references)
+    found, n = [(parse_ticket(a) or {}, json.loads(wanted)) for a, wanted in both], len(both)
     return {
         "valid_json": sum(set(ticket) == set(FIELDS) for ticket, _ in found) / n,
-        "exact_match": sum(ticket == wanted for ticket, wanted in tickets) / n,
+        "exact_match": sum(ticket == wanted for ticket, wanted in found) / n,
         "fields": {name: sum(t.get(name) == w[name] for t, w in found) / n for name in FIELDS},
     }
 
 
 def check_reply(reply: str, ticket: dict) -> dict[str, bool]:
     """What a reply gets right: product and order; one remedy, one deadline; that it ends."""
-    remedies = {
-        intent for intent, words in REMEDIES.items() if re.search(rf"\bwill {words} ", reply)
-    }
+    remedies = {name for name, words in REMEDIES.items() if re.search(rf"\bwill {words} ", reply)}
     deadlines = {name for name, words in DEADLINES.items() if re.search(rf"\b{words}\b", reply)}
     return {
         "product": f" {ticket['product']} " in reply,

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import huggingface_hub
 import torch
@@ -80,27 +81,21 @@ def load_tokenizer(profile: Profile):
 
 
 def fetch(profile: Profile) -> None:
-    """Download a hub model that is not here yet; ModelError if it has no safetensors, or no room.
-
-    huggingface_hub shows progress and keeps the files that are complete when a download breaks off.
-    """
+    """Download what is not here yet of a hub model; ModelError if it has no safetensors, or the
+    disk has no room."""
     if Path(profile.model_path).is_dir():
         return
     options = {"revision": profile.revision, "allow_patterns": FILES}
     with fetching(f"the weights of {profile.model!r}"):
         files = snapshot_download(profile.model, dry_run=True, **options)
         if not any(file.filename.endswith(".safetensors") for file in files):
-            raise ModelError(
-                f"{profile.model!r} comes without safetensors: {ADVICE['.safetensors']}"
-            )
+            raise FileNotFoundError("there are no .safetensors files")
         need = sum(file.file_size for file in files if file.will_download)
         cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
         if need and need + SPARE > free:
-            raise ModelError(
-                f"{profile.model!r} needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
-                f"free: {ADVICE['No space left']}"
-            )
+            sizes = f"they take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            raise OSError(f"No space left on the disk: {sizes}")
         snapshot_download(profile.model, **options)
 
 
@@ -114,19 +109,13 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
     )
 
 
-@contextlib.contextmanager
-def falcon_made_of_plain_linear() -> Iterator[None]:
+def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
     transformers 5.5 and later quantize only layers whose class is exactly `nn.Linear`.
     `FalconLinear` is a subclass that adds its own spelling of x @ W.T, so the model computes the
     same."""
-    original = modeling_falcon.FalconLinear
-    modeling_falcon.FalconLinear = torch.nn.Linear
-    try:
-        yield
-    finally:
-        modeling_falcon.FalconLinear = original
+    return mock.patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
 
 
 def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):
@@ -228,8 +217,7 @@ def prove_4bit(model) -> FourBitProof:
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over every 4-bit layer's packed bytes and block scales: equal if the base kept every
-    bit."""
+    """sha256 over every 4-bit layer's packed bytes and block scales: equal if no bit changed."""
     digest = hashlib.sha256()
     for module in four_bit_layers(model).values():
         for tensor in (module.weight.data, module.weight.quant_state.absmax):

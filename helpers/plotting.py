@@ -1,8 +1,6 @@
 """The look of every figure, and the figures that more than one notebook draws."""
 
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -34,55 +32,34 @@ def powers_of_ten(axis) -> None:
     axis.set_minor_formatter("")
 
 
-def in_notebook() -> bool:
-    """Whether this runs in a Jupyter kernel, where a figure can be updated in place."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and hasattr(shell, "kernel")
+def show_loss(history: Sequence[Mapping], total: int, left: float | None, handle=None):
+    """Draw training loss (nats a token, answer tokens only) by step on a log scale in a notebook
+    cell, each step and the mean of the last 20, and the validation loss where there is one.
 
+    `history`: the Trainer's log_history; `total`: steps of the run; `left`: the seconds it will
+    still take, None at its end. Returns a handle; given back, its figure is drawn anew."""
+    from IPython.display import display  # only a notebook has it
 
-def draw_loss(axes, history: Sequence[Mapping], title: str) -> None:
-    """Training loss (nats a token, answer tokens only) by step on a log scale: each step, the mean
-    of the last 20, and the validation loss where there is one. `history`: the Trainer's
-    log_history."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = [(e["step"], e["eval_loss"]) for e in history if "eval_loss" in e]
     steps = range(1, len(losses) + 1)
     mean = [fmean(losses[max(0, i - 20) : i]) for i in steps]
+    title = f"Loss from {losses[0]:.1f} to {mean[-1]:.2g}, {len(losses)} of {total} steps"
+    title += "" if left is None else f", {left / 60:.0f} min left"
+    figure, axes = plt.subplots()
     axes.plot(steps, losses, color=GREY, linewidth=0.7, alpha=0.7, label="one step")
     axes.plot(steps, mean, color=BLUE, label="mean of 20 steps")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=ORANGE, label="validation")
     axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)", yscale="log")
+    axes.set_xlim(0, total)
     axes.legend(loc="upper right")
-
-
-class LiveLoss:
-    """A loss curve that redraws itself in a notebook cell while training runs, at most every
-    `seconds`; its last state stays as output."""
-
-    def __init__(self, total_steps: int, seconds: float = 2.0):
-        self.total, self.seconds, self.last, self.handle = total_steps, seconds, 0.0, None
-
-    def update(self, history: Sequence[Mapping], left: float | None) -> None:
-        """Redraw; `left`: the seconds that training will still take, None at its end."""
-        from IPython.display import display  # only a notebook has it
-
-        losses = [entry["loss"] for entry in history if "loss" in entry]
-        if not losses or (left is not None and time.monotonic() - self.last < self.seconds):
-            return
-        figure, axes = plt.subplots()
-        title = f"Loss from {losses[0]:.1f} to {fmean(losses[-20:]):.2g}, "
-        title += f"{len(losses)} of {self.total} steps"
-        title += "" if left is None else f", {left / 60:.0f} min left"
-        draw_loss(axes, history, title)
-        axes.set_xlim(0, self.total)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        plt.close(figure)
-        self.last = time.monotonic()
+    if handle:
+        handle.update(figure)
+    else:
+        handle = display(figure, display_id=True)
+    plt.close(figure)
+    return handle
 
 
 def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import re
 import sys
 import time
@@ -23,7 +22,6 @@ from accelerate import PartialState
 from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
 
 from helpers import checkpoints, environment, evaluation, loading, profiles, prompting, records
 from helpers.environment import ROOT
@@ -48,7 +46,6 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         fp16=profile.compute_dtype == "float16",  # brings its loss scaling with it
         use_cpu=profile.device == "cpu",
         train_sampling_strategy="sequential",  # the rows already lie in length-grouped order
-        remove_unused_columns=False,
         dataloader_pin_memory=profile.device == "cuda",
         eval_strategy="steps" if validation else "no",
         eval_steps=max(1, profile.max_steps // 4),
@@ -59,6 +56,7 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to="none",
+        disable_tqdm=True,  # `checkpoints.Progress` shows the minutes that are left
         seed=seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot copy a 4-bit model
@@ -107,7 +105,6 @@ def fine_tune(
             callbacks=[divergence, progress, marker, stop],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         began = time.monotonic()
         try:
             with environment.writing(folder, "make room on that disk, then go on with --resume"):
@@ -135,12 +132,10 @@ def fine_tune(
 
 
 def peak_rss() -> int:
-    """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
-    begins at what the parent held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    if platform.system() == "Windows":
+    """The most memory this process has held, in bytes."""
+    if sys.platform == "linux":  # where ru_maxrss begins at what the parent held
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource  # Windows has none
 
@@ -190,11 +185,11 @@ def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict
     return splits, encoded
 
 
-def report(record: dict, prompts: Sequence[str], **answers: Sequence[str]) -> None:
-    """Print the first three prompts, shortened, with their answers by name; then the scores."""
-    for i, prompt in enumerate(prompts[:3]):
-        print("message  ", prompt if len(prompt) <= 300 else prompt[:297] + "...")
-        for name, texts in answers.items():
+def report(record: dict, test: Dataset, **answers: Sequence[str]) -> None:
+    """Print three prompts, shortened, with their answers by name; then the scores."""
+    for i, row in enumerate(test.select(range(min(3, len(test))))):
+        print("message  ", row["prompt"][:300])
+        for name, texts in (*answers.items(), ("wanted", test["answer"])):
             print(f"  {name:<8}{texts[i]!r}")
     columns = {"before": "before", "after": "after", "reworded": "after_reworded"}
     scores = {name: record[key] for name, key in columns.items() if record[key]}
@@ -234,9 +229,7 @@ def run(
     profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
     batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
     if count < batch:
-        raise DataError(
-            f"a step takes {batch} examples and there are {count} to train on: add data"
-        )
+        raise DataError(f"a step takes {batch} examples and train has {count}: add data")
     state.print(", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples")
     each = f"each with {mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
     state.print(f"processes: {state.num_processes}, {each}")
@@ -248,15 +241,15 @@ def run(
     )
     model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
     scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-    scoring = scoring and state.is_main_process
-    test, limit = splits["test"], profile.max_new_tokens
+    scoring, limit = scoring and state.is_main_process, profile.max_new_tokens
 
-    def answer(split: Dataset) -> tuple[list[str], dict]:
-        answers = prompting.generate(model, tokenizer, split["prompt"], limit, profile.eval_batch)
-        return answers, evaluation.score(answers, split["answer"])
+    def score(when: str, rows: Dataset) -> list[str]:
+        answers = prompting.generate(model, tokenizer, rows["prompt"], limit, profile.eval_batch)
+        scores[when] = evaluation.score(answers, rows["answer"])
+        return answers
 
     if scoring:
-        before, scores["before"] = answer(test)
+        before = score("before", splits["test"])
         perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
         scores["perplexity_before"] = round(perplexity, 4)
     state.wait_for_everyone()
@@ -267,13 +260,13 @@ def run(
     if not state.is_main_process:
         return None
     if scoring:
-        after, scores["after"] = answer(test)
+        after = score("after", splits["test"])
         if "test_reworded" in splits:
-            _, scores["after_reworded"] = answer(splits["test_reworded"])
+            score("after_reworded", splits["test_reworded"])
     record = collect(profile, seed, model, proof, training, data=data, **scores)
     save(model, tokenizer, profile, record, output)
     if scoring:
-        report(record, test["prompt"], before=before, after=after, wanted=test["answer"])
+        report(record, splits["test"], before=before, after=after)
         if cut := prompting.cut_off(tokenizer, after, limit):
             print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
     seconds = record["train_seconds"]
@@ -304,13 +297,10 @@ def write_recipe(path: str | Path, **constants) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.training",
-        description="Fine-tune with QLoRA: score, train, score again, save.",
-    )
+    about = "Fine-tune with QLoRA: score, train, score again, save."
+    parser = argparse.ArgumentParser("python -m helpers.training", description=about)
     number, name = environment.whole_number(), environment.not_empty
-    names = ", ".join(profiles.PROFILES)
-    add = parser.add_argument
+    names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=environment.whole_number(0, 2**32 - 1), default=0)
     add("--steps", type=number, help="optimizer steps; default the profile's")
