@@ -161,7 +161,8 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         # passes no gradient back from then on, even in training. Keep the format that trains.
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
-    model.name_or_path = model.config._name_or_path = profile.model_path
+    # What an adapter should say of its base is name and revision, not this machine's folder.
+    model.name_or_path = model.config._name_or_path = profile.model
     end = model.config.eos_token_id
     ids = {"eos_token_id": end, "pad_token_id": end[0] if isinstance(end, list) else end}
     model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
@@ -237,8 +238,6 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     model.config.use_cache = not profile.activation_checkpointing
     kinds = memory.linear_shapes(model.config)
     targets = [name for name in profile.target_modules if name in kinds] or list(kinds)
-    # What an adapter should say of its base is name and revision, not this machine's folder.
-    model.name_or_path = model.config._name_or_path = profile.model
     transformers.set_seed(seed)
     config = LoraConfig(
         r=profile.lora_r,
@@ -316,15 +315,12 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
         promised = get_peft_model_state_dict(model, save_embedding_layers=False)
+        both = promised.keys() & tensors.keys()
         for problem, keys in {
             "missing": promised.keys() - tensors.keys(),
             "unexpected": tensors.keys() - promised.keys(),
-            "of another shape": [
-                key
-                for key in promised.keys() & tensors.keys()
-                if promised[key].shape != tensors[key].shape
-            ],
-            "not finite": [key for key, tensor in tensors.items() if not tensor.isfinite().all()],
+            "of another shape": [k for k in both if promised[k].shape != tensors[k].shape],
+            "not finite": [k for k, tensor in tensors.items() if not tensor.isfinite().all()],
         }.items():
             if keys:
                 raise ValueError(f"{len(keys)} of its tensors are {problem}, such as {min(keys)}")
