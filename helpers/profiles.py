@@ -1,8 +1,9 @@
 """Hardware profiles: all that differs between a laptop, a free T4 and a big GPU, in one place."""
 
+import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -46,22 +47,20 @@ class Profile:
     activation_checkpointing: bool = True
 
     def __post_init__(self):
+        values, wrong = vars(self), {}
         for name, least in AT_LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                self._refuse(name, f"a whole number of at least {least}")
+            if type(values[name]) is not int or values[name] < least:  # True is an int as well
+                wrong[name] = f"a whole number of at least {least}"
         for name in ("learning_rate", "lora_alpha"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-                self._refuse(name, "a finite number above 0")
+            if not isinstance(values[name], int | float) or not 0 < values[name] < math.inf:
+                wrong[name] = "a finite number above 0"
         if self.compute_dtype not in DTYPES:
-            self._refuse("compute_dtype", f"one of {', '.join(DTYPES)}")
+            wrong["compute_dtype"] = f"one of {', '.join(DTYPES)}"
         if not self.target_modules:
-            self._refuse("target_modules", "at least one kind of linear layer")
-
-    def _refuse(self, name: str, wanted: str) -> None:
-        value = getattr(self, name)
-        raise TutorialError(f"{name} of profile {self.name!r} is {value!r}: give {wanted}")
+            wrong["target_modules"] = "at least one kind of linear layer"
+        if wrong:
+            told = [f"{name} is {values[name]!r}, give {wanted}" for name, wanted in wrong.items()]
+            raise TutorialError(f"profile {self.name!r}: {'; '.join(told)}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,6 +75,10 @@ class Profile:
         """What `from_pretrained` takes: a model of this repository by its absolute folder."""
         folder = ROOT / self.model
         return str(folder) if folder.is_dir() else self.model
+
+    def settings(self, seed: int) -> dict:
+        """What decides an adapter beside data and versions, as JSON reads it back."""
+        return json.loads(json.dumps(asdict(replace(self, max_new_tokens=1)) | {"seed": seed}))
 
     @property
     def step(self) -> str:
@@ -124,11 +127,8 @@ _L4 = replace(
     max_length=512,
     micro_batch=8,
     accumulation=2,
-    eval_batch=64,
 )
-_A100 = replace(
-    _L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1, eval_batch=64
-)
+_A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1)
 _CPU = replace(  # for the rehearsal at full size, data/rehearsal
     _T4,
     name="cpu-7b",

@@ -4,23 +4,24 @@
 `accelerate launch -m helpers.training` the same on several processes (notebook 08)."""
 
 import argparse
+import contextlib
 import json
 import os
-import platform
 import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
+import pandas as pd
 import psutil
 import torch
 from accelerate import PartialState
 from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK  # another one in a notebook
 
 from helpers import checkpoints, environment, evaluation, loading, profiles, prompting, records
 from helpers.environment import ROOT
@@ -45,7 +46,6 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         fp16=profile.compute_dtype == "float16",  # brings its loss scaling with it
         use_cpu=profile.device == "cpu",
         train_sampling_strategy="sequential",  # the rows already lie in length-grouped order
-        remove_unused_columns=False,
         dataloader_pin_memory=profile.device == "cuda",
         eval_strategy="steps" if validation else "no",
         eval_steps=max(1, profile.max_steps // 4),
@@ -56,6 +56,7 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         include_num_input_tokens_seen="non_padding",
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to="none",
+        disable_tqdm=True,  # `checkpoints.Progress` shows the minutes that are left
         seed=seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot copy a 4-bit model
@@ -84,13 +85,12 @@ def fine_tune(
     lengths = [len(ids) for ids in train["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
     folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
-    with checkpoints.only_run_in(Path(output), leads):
+    with checkpoints.only_run_in(Path(output)) if leads else contextlib.nullcontext():
         newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
-        if resume:
-            found = (
-                f"resuming from {newest.name}" if newest else "no sound checkpoint: starting anew"
-            )
-            state.print(found)
+        if newest:
+            state.print(f"resuming from {newest.name}")
+        elif resume:
+            state.print("no sound checkpoint: starting anew")
         if leads and not newest:
             checkpoints.remove_all(folder)
         state.wait_for_everyone()
@@ -105,7 +105,6 @@ def fine_tune(
             callbacks=[divergence, progress, marker, stop],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         began = time.monotonic()
         try:
             with environment.writing(folder, "make room on that disk, then go on with --resume"):
@@ -122,47 +121,39 @@ def fine_tune(
             "with --resume (resume=True) to go on"
         )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    first = checkpoints.step_of(newest) if newest else 0
+    trained = order[checkpoints.step_of(newest) * batch :] if newest else order
     return {
         "train_seconds": round(seconds, 2),
         "steps": steps,
-        "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 6),
-        "useful_tokens_per_second": round(
-            sum(lengths[i] for i in order[first * batch :]) / seconds, 1
-        ),
+        "final_loss": round(fmean(losses[-20:]), 6),
+        "useful_tokens_per_second": round(sum(lengths[i] for i in trained) / seconds, 1),
         "losses": losses,
     }
 
 
 def peak_rss() -> int:
-    """The most memory this process has held, in bytes. Linux: VmHWM of proc(5), since ru_maxrss
-    begins at what the parent held. Elsewhere what the system keeps."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    if platform.system() == "Windows":
+    """The most memory this process has held, in bytes."""
+    if sys.platform == "linux":  # where ru_maxrss begins at what the parent held
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
-def settings(profile: Profile, seed: int) -> dict:
-    """What decides an adapter beside data and versions, as JSON reads it back."""
-    return json.loads(json.dumps(asdict(replace(profile, max_new_tokens=1)) | {"seed": seed}))
-
-
 def collect(profile: Profile, seed: int, model, proof, training: dict, **more) -> dict:
     """The record of a run, keys as in results.json; `more` holds data and scores."""
+    trainable, total = model.get_nb_trainable_parameters()
     return {
         "profile": profile.name,
         "model": profile.model,
         "revision": profile.revision,
         "seed": seed,
-        "settings": settings(profile, seed),
+        "settings": profile.settings(seed),
         "versions": environment.versions(),
-        "parameters_total": model.get_nb_trainable_parameters()[1],
-        "parameters_trainable": loading.trainable_parameters(model),
+        "parameters_total": total,
+        "parameters_trainable": trainable,
         **asdict(proof),
         "max_new_tokens": profile.max_new_tokens,
         **more,
@@ -177,51 +168,33 @@ def save(model, tokenizer, profile: Profile, record: dict, output: str | Path) -
     results = Path(output) / "results.json"
     results.unlink(missing_ok=True)  # it tells of the adapter before
     adapter = loading.save_adapter(model, Path(output) / "adapter", profile, record, tokenizer)
-    shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else Path(adapter.name)
-    environment.write_text(
-        results, json.dumps(record | {"adapter_dir": str(shown)}, indent=2) + "\n"
-    )
+    shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter.name
+    record = record | {"adapter_dir": str(shown)}
+    environment.write_text(results, json.dumps(record, indent=2) + "\n")
     return adapter
 
 
-def table(record: dict) -> str:
-    """Before, after and new wordings as text, one line a score."""
-    columns = {name: record[key] for name, key in SCORES.items() if record[key]}
-    lines = [f"{'score':<14}" + "".join(f"{name:>10}" for name in columns)]
-    flat = [score | score["fields"] for score in columns.values()]
-    names = [name for name, value in flat[0].items() if isinstance(value, float)]
-    return "\n".join(lines + [f"{n:<14}" + "".join(f"{s[n]:>10.3f}" for s in flat) for n in names])
-
-
-SCORES = {"before": "before", "after": "after", "reworded": "after_reworded"}  # columns and keys
-
-
-def examples(prompts: Sequence[str], **answers: Sequence[str]) -> str:
-    """The first three prompts, shortened, each with its answers by name."""
-    blocks = []
-    for i, prompt in enumerate(prompts[:3]):
-        shown = prompt if len(prompt) <= 300 else prompt[:297] + "..."
-        rows = [f"  {name:<8}{texts[i]!r}" for name, texts in answers.items()]
-        blocks += [f"message   {shown}", *rows]
-    return "\n".join(blocks)
-
-
-def prepare(splits: dict[str, Dataset], tokenizer, profile: Profile):
-    """(splits, encoded splits, profile): too long rows are left out of every split and told, and
-    the limit of tokens for an answer is that of the longest answer in train, with a little room."""
+def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict, dict]:
+    """(splits, encoded splits) without the rows that are too long, which are told."""
     splits, encoded = dict(splits), {}
-    for name, split in splits.items():
-        encoded[name], too_long = prompting.encode(split, tokenizer, profile.max_length)
+    for name, rows in splits.items():
+        encoded[name], too_long = prompting.encode(rows, tokenizer, max_length)
         if too_long:
-            print(
-                f"{name}: {len(too_long)} rows longer than {profile.max_length} tokens are left out"
-            )
-            splits[name] = split.select(sorted(set(range(len(split))) - set(too_long)))
-    return (
-        splits,
-        encoded,
-        replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"])),
-    )
+            print(f"{name}: {len(too_long)} rows longer than {max_length} tokens are left out")
+            splits[name] = rows.select(sorted(set(range(len(rows))) - set(too_long)))
+    return splits, encoded
+
+
+def report(record: dict, test: Dataset, **answers: Sequence[str]) -> None:
+    """Print three prompts, shortened, with their answers by name; then the scores."""
+    for i, row in enumerate(test.select(range(min(3, len(test))))):
+        print("message  ", row["prompt"][:300])
+        for name, texts in (*answers.items(), ("wanted", test["answer"])):
+            print(f"  {name:<8}{texts[i]!r}")
+    columns = {"before": "before", "after": "after", "reworded": "after_reworded"}
+    scores = {name: record[key] for name, key in columns.items() if record[key]}
+    table = pd.DataFrame({name: score | score["fields"] for name, score in scores.items()})
+    print(table.drop("fields").dropna().to_string(float_format="{:.3f}".format))
 
 
 def run(
@@ -251,17 +224,15 @@ def run(
     output = Path(output) if output else environment.runs_folder() / profile.name
     environment.check_writable(output)
     tokenizer = loading.load_tokenizer(profile)
-    splits, encoded, profile = prepare(splits or records.ticket_splits(), tokenizer, profile)
+    splits, encoded = encode(splits or records.ticket_splits(), tokenizer, profile.max_length)
+    # an answer may take as many tokens as the longest in train, and a few more
+    profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
     batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
     if count < batch:
-        raise DataError(
-            f"a step takes {batch} examples and there are {count} to train on: add data"
-        )
+        raise DataError(f"a step takes {batch} examples and train has {count}: add data")
     state.print(", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples")
-    each = f"{mine.accumulation} x {mine.micro_batch}"
-    state.print(
-        f"processes: {state.num_processes}, each with {each} of the {batch} examples of a step"
-    )
+    each = f"each with {mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
+    state.print(f"processes: {state.num_processes}, {each}")
     model = loading.load_base(profile, str(state.device), cache)
     proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
     state.print(
@@ -270,15 +241,15 @@ def run(
     )
     model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
     scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-    scoring, test = scoring and state.is_main_process, splits["test"]
+    scoring, limit = scoring and state.is_main_process, profile.max_new_tokens
 
-    def answer(split: Dataset) -> tuple[list[str], dict]:
-        limit, prompts = profile.max_new_tokens, split["prompt"]
-        answers = prompting.generate(model, tokenizer, prompts, limit, profile.eval_batch)
-        return answers, evaluation.score(answers, split["answer"])
+    def score(when: str, rows: Dataset) -> list[str]:
+        answers = prompting.generate(model, tokenizer, rows["prompt"], limit, profile.eval_batch)
+        scores[when] = evaluation.score(answers, rows["answer"])
+        return answers
 
     if scoring:
-        before, scores["before"] = answer(test)
+        before = score("before", splits["test"])
         perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
         scores["perplexity_before"] = round(perplexity, 4)
     state.wait_for_everyone()
@@ -289,19 +260,15 @@ def run(
     if not state.is_main_process:
         return None
     if scoring:
-        after, scores["after"] = answer(test)
+        after = score("after", splits["test"])
         if "test_reworded" in splits:
-            _, scores["after_reworded"] = answer(splits["test_reworded"])
-        print(examples(test["prompt"], before=before, after=after, wanted=test["answer"]))
-        if cut := prompting.cut_off(tokenizer, after, profile.max_new_tokens):
-            print(
-                f"{cut} of {len(after)} answers reach their limit of {profile.max_new_tokens} "
-                "tokens"
-            )
+            score("after_reworded", splits["test_reworded"])
     record = collect(profile, seed, model, proof, training, data=data, **scores)
     save(model, tokenizer, profile, record, output)
     if scoring:
-        print(table(record))
+        report(record, splits["test"], before=before, after=after)
+        if cut := prompting.cut_off(tokenizer, after, limit):
+            print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
     seconds = record["train_seconds"]
     print(f"trained {record['steps']} steps in {seconds:.0f} s; adapter and results.json: {output}")
     return record
@@ -316,10 +283,10 @@ def write_recipe(path: str | Path, **constants) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
+    form = re.sub(r"(?m)^# @title |  # @param.*$", lambda m: "# " * (m[0][0] == "#"), form)
     defaults = {"DATA": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
         defaults |= {"MODEL": profiles.PROFILES["tiny"].model_path, "REVISION": ""}
-    form = re.sub(r"(?m)^# @title |  # @param.*$", lambda m: "# " * (m[0][0] == "#"), form)
     for name, value in (defaults | constants).items():
         line = f"{name} = {value!r}"
         form, found = re.subn(rf"(?m)^{name} = .*$", lambda _, line=line: line, form)
@@ -330,13 +297,10 @@ def write_recipe(path: str | Path, **constants) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.training",
-        description="Fine-tune with QLoRA: score, train, score again, save.",
-    )
+    about = "Fine-tune with QLoRA: score, train, score again, save."
+    parser = argparse.ArgumentParser("python -m helpers.training", description=about)
     number, name = environment.whole_number(), environment.not_empty
-    names = ", ".join(profiles.PROFILES)
-    add = parser.add_argument
+    names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=environment.whole_number(0, 2**32 - 1), default=0)
     add("--steps", type=number, help="optimizer steps; default the profile's")
@@ -359,8 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_recipe(args.write_recipe)
             return
         asked = {"max_steps": args.steps, "save_steps": args.save_steps}
-        asked = {key: value for key, value in asked.items() if value}
-        profile = replace(profiles.resolve(args.profile), **asked)
+        profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
         splits, data = None, "data/tickets"
         if args.data:
             columns, options = (args.prompt_column, args.answer_column), (args.split, args.config)
@@ -372,10 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         scoring, cache = not args.no_scoring, args.cache_4bit
         run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)
 
-    advice = (
-        "interrupted: run again with --resume to go on from the newest checkpoint, if there is one"
-    )
-    return environment.exit_status(work, advice)
+    advice = "run again with --resume to go on from the newest checkpoint, if there is one"
+    return environment.exit_status(work, f"interrupted: {advice}")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_without_a_sound_checkpoint_it_starts_anew(data, undisturbed, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
     process = start(data, undisturbed, "--resume", "--seed", "1")
-    assert "another profile, seed or data" in process.communicate(timeout=300)[1]
+    assert "run (seed 0, now 1; the training rows): choose" in process.communicate(timeout=300)[1]
     assert process.returncode == 1
 
 
@@ -172,11 +172,11 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
     (folder / "weights").write_bytes(b"12345")
-    assert checkpoints.newest_checkpoint(tmp_path, "me") is None  # as if the save was cut off
-    checkpoints.mark_complete(folder, "me")
-    assert checkpoints.newest_checkpoint(tmp_path, "me") == folder
+    assert checkpoints.newest_checkpoint(tmp_path, {}) is None  # as if the save was cut off
+    checkpoints.mark_complete(folder, {})
+    assert checkpoints.newest_checkpoint(tmp_path, {}) == folder
     (folder / "weights").write_bytes(b"1234")
-    assert checkpoints.newest_checkpoint(tmp_path, "me") is None
+    assert checkpoints.newest_checkpoint(tmp_path, {}) is None
 
 
 # --- numbers that go wrong, and code that must not run
