@@ -10,10 +10,12 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +122,18 @@ def generate_mixed(
     return prompting.generate_batch(model, tokenizer, prompts, max_new_tokens, **options)
 
 
+def profile_for(folder: str, name: str | None) -> Profile:
+    """The profile called `name`; by default that of the hardware, for the base which the adapter in
+    `folder` names, and tiny for the tiny Falcon or where none is named."""
+    tiny, entries = profiles.PROFILES["tiny"], {}
+    with contextlib.suppress(OSError, ValueError):
+        entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
+    base = entries.get("base_model_name_or_path") if isinstance(entries, dict) else None
+    if name or base in (tiny.model, None):
+        return profiles.resolve(name or "tiny")
+    return replace(profiles.detect(), model=base, revision=entries.get("revision"))
+
+
 def answer_lines(
     lines: Iterable[str], answer: Callable, problem: Callable, batch: int = 1
 ) -> Iterator[str]:
@@ -143,11 +157,15 @@ def typed() -> Iterator[str]:
 
 
 def ask(folder: str, profile: Profile, batch: int) -> None:
-    """Answer what is typed, or each line of a pipe, with the adapter in `folder`."""
+    """Answer what is typed, or each line of a pipe, with the adapter in `folder`; an answer may
+    take as many tokens as the adapter's README says."""
     loading.check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
     model = loading.load_adapter(loading.load_base(profile), folder, profile)
-    longest = model.config.max_position_embeddings - profile.max_new_tokens
+    card = Path(folder, "README.md")
+    told = re.search(r"max_new_tokens=(\d+)", card.read_text("utf-8") if card.exists() else "")
+    limit = int(told[1]) if told else 256
+    longest = model.config.max_position_embeddings - limit
 
     def problem(message: str) -> str:
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
@@ -158,18 +176,18 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
             f"{prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
         )
 
-    if sys.stdin.isatty():
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        options = {"max_new_tokens": profile.max_new_tokens, "streamer": streamer}
-        answer = partial(prompting.generate_batch, model, tokenizer, **options)
-        for _ in answer_lines(typed(), answer, problem):
-            pass
-        return
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    options = {"max_new_tokens": profile.max_new_tokens, "batch_size": profile.eval_batch}
-    answer = partial(prompting.generate, model, tokenizer, progress=False, **options)
-    for line in answer_lines(sys.stdin, answer, problem, batch):
-        print(" ".join(line.split()), flush=True)
+    typing, options = sys.stdin.isatty(), {"max_new_tokens": limit}
+    if typing:
+        options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    else:
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    answer = partial(prompting.generate_batch, model, tokenizer, **options)
+    lines = typed() if typing else sys.stdin
+    for line in answer_lines(lines, answer, problem, 1 if typing else batch):
+        if not typing:
+            print(" ".join(line.split()), flush=True)
+        if prompting.cut_off(tokenizer, [line], limit):
+            print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
 
 
 def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> None:
@@ -222,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     names, name = ", ".join(profiles.PROFILES), environment.not_empty
     for command in (asking, merging, exporting):
         command.add_argument("adapter", type=name, help="for instance runs/tiny/adapter")
-        command.add_argument("--profile", default="tiny", help=f"auto or one of {names}")
+        command.add_argument("--profile", help=f"auto or one of {names}; default: by its base")
     size = environment.whole_number()
     asking.add_argument("--batch", type=size, default=1, help="lines at a time")
     asking.set_defaults(work=lambda a, p: ask(a.adapter, p, a.batch))
@@ -233,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     exporting.add_argument("--type", choices=("f32", "bf16", "q8_0"), default="bf16")
     exporting.set_defaults(work=lambda a, p: export(a.adapter, a.file, p, a.type))
     args = parser.parse_args(arguments)
-    return environment.exit_status(lambda: args.work(args, profiles.resolve(args.profile)))
+    return environment.exit_status(lambda: args.work(args, profile_for(args.adapter, args.profile)))
 
 
 if __name__ == "__main__":

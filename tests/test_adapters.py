@@ -27,7 +27,8 @@ from helpers.errors import AdapterError
 from tests.notebooks import code_cells, load_definitions, notebook, source
 
 TINY = profiles.PROFILES["tiny"]
-RECORD = {"versions": {}, "parameters_trainable": 0, "parameters_total": 0, "steps": 0, "seed": 0}
+RECORD = {"versions": {}, "steps": 0, "seed": 0, "max_new_tokens": 20}
+RECORD |= dict.fromkeys(("parameters_trainable", "parameters_total"), 0)
 
 
 def random_adapter(folder, seed: int, profile=TINY):
@@ -454,7 +455,8 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     errors = [x for x in process.stderr.decode().splitlines() if x.startswith("DataError")]
     assert len(errors) == 2 and "contains the end token" in errors[0] and "shorten it" in errors[1]
     model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
-    limit = TINY.max_new_tokens
+    limit = RECORD["max_new_tokens"]  # of the README beside the adapter
+    assert "is cut off at" in process.stderr.decode()
     own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)
     assert [" ".join(answer.split()) for answer in own] == answers[:2]
 
@@ -477,6 +479,11 @@ def test_ask_tells_what_is_wrong_before_the_base_is_loaded(tmp_path, capsys, mon
     monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
     assert adapters.main(["ask", str(tmp_path / "gone")]) == 1
     assert capsys.readouterr().err.startswith("AdapterError: ")
+    names = {"base_model_name_or_path": profiles.FALCON_7B, "revision": "abc"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(names))
+    profile = adapters.profile_for(str(tmp_path), None)
+    assert (profile.model, profile.revision) == (profiles.FALCON_7B, "abc")
+    assert adapters.profile_for(str(tmp_path), "tiny").model == TINY.model
 
 
 def test_a_line_is_answered_before_the_next_one_is_read():
