@@ -2,11 +2,19 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SETUP_CELL = ROOT / "tests" / "setup_cell.py"  # the source of every notebook's first code cell
+
+
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    """This Python in a process of its own, at the root, with its output as text unless told."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True} | options
+    return subprocess.run([sys.executable, *map(str, arguments)], **options)
 
 
 def notebook(number: str) -> Path:

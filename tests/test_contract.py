@@ -33,9 +33,6 @@ def without_code(text: str) -> str:
     return re.sub(r"<code>.*?</code>|`+[^`\n]+`+", "", fenced)
 
 
-# --- stored notebooks ---------------------------------------------------------------------------
-
-
 @by_notebook
 def test_runs_in_order_without_errors(path):
     cells = code_cells(path)
@@ -131,9 +128,6 @@ def test_headings_go_down_one_level_at_a_time_and_sections_count_from_one(path):
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-# --- claims -------------------------------------------------------------------------------------
-
-
 def asserts(cell) -> bool:
     """Whether a cell asserts: by `assert`, or by a call whose name begins with assert."""
     nodes = list(ast.walk(ast.parse(source(cell))))
@@ -152,9 +146,6 @@ def test_every_claim_has_its_asserting_cell_and_every_tag_its_claim():
     used = {tag for found in cells.values() for cell in found for tag in tags(cell)}
     known = {f"claim-{claim['id']}" for claim in CLAIMS}
     assert {tag for tag in used if tag.startswith("claim-")} <= known
-
-
-# --- pages --------------------------------------------------------------------------------------
 
 
 def anchors(path) -> set[str]:
@@ -196,9 +187,6 @@ def test_nothing_shipped_holds_a_secret_or_a_machines_path():
         if path.suffix in kinds and path.name != "test_contract.py" and path.is_file():
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert not re.findall(f"{keys}|{place}", text), path.name
-
-
-# --- code ---------------------------------------------------------------------------------------
 
 
 def python_sources() -> dict[str, str]:

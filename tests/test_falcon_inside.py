@@ -37,10 +37,6 @@ def random_falcon():
     return model
 
 
-# --- causality
-# ---
-
-
 def test_a_later_token_changes_no_earlier_logit(base):
     ids = torch.randint(
         1, base.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
@@ -53,10 +49,6 @@ def test_a_later_token_changes_no_earlier_logit(base):
         # within float error
         torch.testing.assert_close(before[:at], after[:at], atol=1e-5, rtol=1e-5)
         assert (before[at:] - after[at:]).abs().amax(-1).min() > 1e-3  # every later one moves
-
-
-# --- the hand-written block
-# ---
 
 
 def run_layer(model, layer, x):
@@ -93,10 +85,6 @@ def test_hand_written_block_equals_the_4bit_layers(lesson, base):
             )
 
 
-# --- rotary positions
-# ---
-
-
 def test_rotary_equals_the_library(lesson, random_falcon):
     x = torch.randn(2, 3, 40, 64, generator=torch.Generator().manual_seed(0))
     cos, sin = random_falcon.transformer.rotary_emb(x, torch.arange(40)[None])
@@ -121,10 +109,6 @@ def test_the_cache_holds_one_key_and_value_head(base):
         cache = base(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     assert base.config.num_attention_heads > 1
     assert {tuple(layer.keys.shape) for layer in cache.layers} == {(1, 1, 3, 64)}
-
-
-# --- generation
-# ---
 
 
 def test_one_batch_of_mixed_lengths_answers_as_each_prompt_alone(base, tokenizer):

@@ -47,9 +47,6 @@ def test_main_job_reaches_its_figures(main_job):
     assert "FalconLinear = torch.nn.Linear" in card
 
 
-# --- cut off, and gone on with
-# ----------------------------------------------------------------------
-
 SHORT_RUN = """
 import sys
 from dataclasses import replace
@@ -179,9 +176,6 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path, "me") is None
 
 
-# --- numbers that go wrong, and code that must not run
-# ----------------------------------------------
-
 SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
 
 
@@ -252,10 +246,6 @@ def test_processes_share_the_batch_evenly_or_are_refused(tiny):
         TutorialError, match="3 processes cannot share the 16 examples .* 1, 2, 4, 8, 16"
     ):
         checkpoints.share(t4, 3)
-
-
-# --- the command line
-# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

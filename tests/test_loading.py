@@ -34,10 +34,6 @@ def change_tensors(folder, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-# --- 4-bit, and proven to be so
-# ---------------------------------------------------------------------
-
-
 def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
     proof = loading.prove_4bit(base)
     assert proof.linear4bit_modules == 4 * base.config.num_hidden_layers
@@ -132,10 +128,6 @@ def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-# --- the copy on disk
-# -------------------------------------------------------------------------------
-
-
 def same_bits(a, b) -> bool:
     """Whether every tensor is equal, quantization constants included."""
     a, b = a.state_dict(), b.state_dict()
@@ -156,10 +148,6 @@ def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied,
     change_tensors(folder, lambda tensors: tensors["transformer.ln_f.bias"].add_(1))
     changed = loading.load_base(profile, cache=tmp_path / "cache")  # has a copy of its own
     assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
-
-
-# --- what is refused
-# --------------------------------------------------------------------------------
 
 
 def drop(name):
