@@ -22,9 +22,7 @@ from tests.test_memory import CONFIGS
 @pytest.fixture
 def copied(tmp_path, tiny):
     """The profile of a copy of the tiny Falcon that a test may change, and its folder."""
-    shutil.copytree(
-        tiny.model_path, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "*.txt")
-    )
+    shutil.copytree(tiny.model_path, tmp_path / "model")
     return dataclasses.replace(tiny, model=str(tmp_path / "model")), tmp_path / "model"
 
 
@@ -64,15 +62,11 @@ def test_a_model_that_is_not_4bit_is_not_proven(tiny):
         loading.prove_4bit(plain)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": False}], ids=str
-)
-def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, changes):
-    """FP4 has as many layers and bytes, and larger errors; without double quantization bytes
-    differ."""
+@pytest.mark.parametrize(("name", "value"), [("quant_type", "fp4"), ("use_double_quant", False)])
+def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, name, value):
+    """FP4 has as many layers and bytes, and larger errors."""
     config = loading.quantization_config(tiny)
-    for name, value in changes.items():
-        setattr(config, name, value)
+    setattr(config, f"bnb_4bit_{name}", value)
     monkeypatch.setattr(loading, "quantization_config", lambda profile: config)
     with pytest.raises(NotQuantizedError, match="bytes of (fp4|nf4) where NF4 with double"):
         loading.load_base(tiny)
@@ -154,10 +148,6 @@ def drop(name):
     return lambda folder: change_tensors(folder, lambda tensors: tensors.pop(name))
 
 
-def truncate(folder):
-    os.truncate(folder / "model.safetensors", 100_000)
-
-
 def pickle_weights(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -173,7 +163,7 @@ def lfs_pointer(folder):
     [
         (drop("transformer.word_embeddings.weight"), "lack .*word_embeddings.* would be random"),
         (drop("transformer.ln_f.weight"), "lack .*ln_f.weight.* would be random"),
-        (truncate, "damaged or not fetched"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 10**5), "damaged or not fetched"),
         (lfs_pointer, "damaged or not fetched"),
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* could not be had"),
@@ -204,38 +194,31 @@ T4 = profiles.PROFILES["colab-t4"]
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub whose files (name: (bytes, still to fetch)) and free disk a test decides."""
-    fetched = []
+def hub(monkeypatch):
+    """A hub with one file, and a disk with some room; returns what is fetched from it."""
 
-    def files(free=10**12, **sizes):
-        infos = [
-            SimpleNamespace(filename=name.replace("__", "."), file_size=size, will_download=wanted)
-            for name, (size, wanted) in sizes.items()
-        ]
-        fake = lambda *a, dry_run=False, **k: infos if dry_run else fetched.append(k)  # noqa: E731
+    def serve(name, size, to_fetch, free):
+        fetched, file = [], SimpleNamespace(filename=name, file_size=size, will_download=to_fetch)
+        fake = lambda *a, dry_run=False, **k: [file] if dry_run else fetched.append(k)  # noqa: E731
         monkeypatch.setattr(loading, "snapshot_download", fake)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         return fetched
 
-    return files
+    return serve
 
 
-def test_a_hub_model_without_room_is_told_before_the_download(hub):
-    fetched = hub(free=9 * 10**9, a__safetensors=(14 * 10**9, True))
+def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(hub):
+    fetched = hub("a.safetensors", 14 * 10**9, True, free=9 * 10**9)
     with pytest.raises(ModelError, match=r"needs 14.0 GB of disk, 9.0 GB are free: .*HF_HOME"):
         loading.fetch(T4)
     assert not fetched
-
-
-def test_what_is_already_here_needs_no_room(hub):
-    fetched = hub(free=10, a__safetensors=(14 * 10**9, False))
+    fetched = hub("a.safetensors", 14 * 10**9, False, free=10)
     loading.fetch(T4)
     assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
 
 
 def test_a_hub_model_without_safetensors_is_refused(hub):
-    hub(config__json=(100, True))
+    hub("config.json", 100, True, free=10**12)
     with pytest.raises(ModelError, match="comes without safetensors: only safetensors are loaded"):
         loading.fetch(T4)
 
@@ -248,15 +231,9 @@ def test_offline_with_nothing_cached_names_the_model(monkeypatch, tmp_path):
 
 
 def test_a_gated_model_asks_for_its_terms_and_a_token():
-    def gated():
-        with loading.fetching("the model"):
-            try:
-                raise type("GatedRepoError", (Exception,), {})("401")
-            except Exception as cause:
-                raise OSError("gated") from cause
-
-    with pytest.raises(ModelError, match="accept the model's terms .* HF_TOKEN"):
-        gated()
+    words, gated = "accept the model's terms .* HF_TOKEN", type("GatedRepoError", (Exception,), {})
+    with pytest.raises(ModelError, match=words), loading.fetching("the model"):
+        raise OSError("gated") from gated("401")
 
 
 def test_profiles_pin_commits_and_configs_name_no_code():
