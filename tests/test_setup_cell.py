@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +14,7 @@ from packaging.requirements import Requirement
 
 from helpers import environment, profiles
 from helpers.errors import TutorialError
-from tests.notebooks import ROOT, SETUP_CELL, python
+from tests.notebooks import ROOT, SETUP_CELL, copy_checkout, python
 from tests.publish import KINDS, PLACEHOLDER, linked
 
 CELL = SETUP_CELL.read_text(encoding="utf-8")
@@ -99,9 +98,7 @@ def test_an_empty_folder_gets_the_tagged_revision_and_no_other(tmp_path):
 
 def test_publishing_writes_every_address_keeps_the_contract_and_can_be_undone(tmp_path):
     copy = tmp_path / "copy"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", "*_cache")
-    shutil.copytree(ROOT, copy, ignore=ignored)
-
+    copy_checkout(copy)
     run = partial(python, cwd=copy, env={k: v for k, v in os.environ.items() if "XDIST" not in k})
     publish = partial(run, "tests/publish.py")
 
