@@ -17,6 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from helpers.environment import write_text
 from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL
 
 
@@ -49,15 +50,6 @@ def scrubbed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write a notebook whole or not at all."""
-    options = {"dir": path.parent, "suffix": ".part", "delete": False, "encoding": "utf-8"}
-    with tempfile.NamedTemporaryFile("w", **options) as part:
-        nbformat.write(notebook, part)
-    Path(part.name).chmod(0o644)
-    Path(part.name).replace(path)
-
-
 def refresh(path: Path) -> float:
     """Execute a notebook and store it; seconds it took. Left alone if a cell fails."""
     began = time.monotonic()
@@ -65,7 +57,7 @@ def refresh(path: Path) -> float:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # agg has no figures
     notebook, here = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=here).execute()
-    write(scrubbed(notebook), path)
+    changed(path, scrubbed(notebook))
     return time.monotonic() - began
 
 
@@ -73,7 +65,7 @@ def changed(path: Path, notebook: nbformat.NotebookNode) -> bool:
     """Write `notebook` if it is not what `path` holds; whether it was not."""
     differs = notebook != nbformat.read(path, as_version=4)
     if differs:
-        write(notebook, path)
+        write_text(path, nbformat.writes(notebook) + "\n")
     return differs
 
 

@@ -1,5 +1,4 @@
-"""Adapters in use: switching, mixed batches, merging against what they must equal; bad adapters;
-answers; sharing."""
+"""Adapters in use: switched, mixed and merged ones against what they must equal; bad ones."""
 
 import contextlib
 import dataclasses

@@ -1,5 +1,4 @@
-"""What notebook 04 says of Falcon's inside: causality, the hand-written block, rotary positions,
-one key head, generation in batches."""
+"""What notebook 04 says of Falcon: causality, the block by hand, rotary positions, generation."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""The command line's run: its figures, its records; killed and interrupted runs end as undisturbed
-ones."""
+"""The command line's run: its figures; killed and interrupted runs end as undisturbed ones."""
 
 import dataclasses
 import gc

@@ -1,5 +1,4 @@
-"""Notebook 01's layer, loaded from its cells: equal to loralib and peft over random shapes, ranks
-and dtypes; bad input; merge."""
+"""Notebook 01's layer, loaded from its cells: equal to loralib and peft; bad input; merge."""
 
 import itertools
 import random
@@ -13,8 +12,7 @@ from tests.notebooks import load_definitions
 lesson = load_definitions("01", "LoRALinear", "three_layers", "output_and_gradients")
 LoRALinear = lesson["LoRALinear"]
 BATCHES = [(), (1,), (7,), (2, 5), (2, 1, 3)]
-# In units of the dtype's eps, against the largest value. bfloat16 rounds once an operation, so it
-# needs fewer.
+# In the dtype's eps, of the largest value; bfloat16 rounds once an operation, so it needs fewer
 TOLERANCE = {torch.float32: 100, torch.float64: 100, torch.bfloat16: 4}
 CASES = itertools.product(BATCHES, TOLERANCE, (False, True), ("loralib", "peft"))
 

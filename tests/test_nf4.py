@@ -1,5 +1,4 @@
-"""NF4 and double quantization as notebook 02 teaches them, against bitsandbytes: not one byte may
-differ."""
+"""NF4 and double quantization by hand against bitsandbytes: not one byte may differ."""
 
 import bitsandbytes.functional as F
 import pytest

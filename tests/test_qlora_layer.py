@@ -1,5 +1,4 @@
-"""Notebook 03's QLoRA layer, loaded from its cells, against peft on bitsandbytes: bytes, outputs
-and gradients, over shapes, ranks, dtypes and biases."""
+"""Notebook 03's QLoRA layer, from its cells, against peft on bitsandbytes: bytes and gradients."""
 
 import itertools
 

@@ -1,8 +1,7 @@
 """Network guard: with this folder on PYTHONPATH, a Python process may only connect to loopback.
 
 An attempt raises OSError, and is noted in the file NETWORK_GUARD_LOG (if set), since a library may
-swallow the error. Beside it: a third less time to start, since garbage is looked for more rarely.
-"""
+swallow the error. Beside it, processes start a third faster: garbage is looked for rarely."""
 
 import atexit
 import gc
