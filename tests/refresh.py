@@ -41,7 +41,6 @@ def scrubbed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if kept and kept[-1].output_type == output.output_type == "stream":
                 kept[-1].text += output.text  # what a cell prints is one output, however it came
                 continue
-            output.pop("transient", None)
             if "metadata" in output:
                 output["metadata"] = {}
             kept.append(output)

@@ -157,9 +157,7 @@ def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_
     assert config["num_kv_heads"] == 1 and "quantization_config" not in config
 
 
-def test_commands_tell_what_is_wrong_before_the_base_is_loaded(
-    folders, tmp_path, capsys, monkeypatch
-):
+def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     for command, words in {
@@ -215,9 +213,7 @@ def test_the_push_cell_uploads_the_folder(folders):
     assert sent == {path.name: path.read_bytes() for path in folders["a"].iterdir()}
 
 
-def test_an_adapter_is_trained_once_then_found_and_left_aside_when_it_does_not_belong(
-    monkeypatch, tmp_path, capsys
-):
+def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
     runs, original = [], training.fine_tune
     spy = lambda *a, **k: (runs.append(1), original(*a, **k))[1]  # noqa: E731
@@ -271,7 +267,7 @@ def with_magnitudes(tensors):
 HALF, REGEX = ("h.0.", "h.1."), r".*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$"
 OLD = "base_model_name_or_path peft_type r lora_alpha target_modules task_type bias".split()
 # Changed entries or text of the config; changed tensors; None, or words of what a reader is told
-AS_PEOPLE_BRING_THEM = {
+BROUGHT = {
     "few keys, as old peft wrote": (lambda c: {k: c[k] for k in OLD}, None, None),
     "byte order mark": (lambda c: "\ufeff" + json.dumps(c), None, None),
     "targets as a pattern": ({"target_modules": REGEX}, None, None),
@@ -295,9 +291,7 @@ AS_PEOPLE_BRING_THEM = {
 }
 
 
-@pytest.mark.parametrize(
-    ("config", "tensors", "words"), AS_PEOPLE_BRING_THEM.values(), ids=AS_PEOPLE_BRING_THEM
-)
+@pytest.mark.parametrize(("config", "tensors", "words"), BROUGHT.values(), ids=BROUGHT)
 def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors, words):
     folder = tmp_path / "adapter"
     folder.mkdir()

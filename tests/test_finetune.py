@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -24,6 +23,7 @@ KEYS = """profile model revision data seed settings versions parameters_total pa
     linear4bit_modules footprint_bytes footprint_expected_bytes max_new_tokens before after
     after_reworded perplexity_before train_seconds total_seconds steps final_loss
     useful_tokens_per_second peak_rss_bytes adapter_dir"""
+SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
 
 
 def test_main_job_reaches_its_figures(main_job):
@@ -81,12 +81,14 @@ def undisturbed(data, tmp_path_factory):
     return folder
 
 
-def wait_for_checkpoint(process, output, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while not (output / "checkpoints" / f"checkpoint-{step}" / checkpoints.MARKER).exists():
+def start_and_save(data, output) -> subprocess.Popen:
+    """A run that has its first checkpoint and goes on."""
+    process, deadline = start(data, output), time.monotonic() + 240
+    while not (output / "checkpoints" / "checkpoint-6" / checkpoints.MARKER).exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return process
 
 
 def same_end(a, b, steps: int = 24) -> None:
@@ -100,8 +102,7 @@ def same_end(a, b, steps: int = 24) -> None:
 
 
 def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
-    process = start(data, tmp_path)
-    wait_for_checkpoint(process, tmp_path, 6)
+    process = start_and_save(data, tmp_path)
     process.kill()
     process.communicate()
     assert not (tmp_path / "results.json").exists()
@@ -114,9 +115,8 @@ def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
 
 
 def test_interrupted_saves_first_and_says_how_to_go_on(data, undisturbed, tmp_path):
-    process = start(data, tmp_path)
-    wait_for_checkpoint(process, tmp_path, 6)
-    os.kill(process.pid, signal.SIGINT)
+    process = start_and_save(data, tmp_path)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     assert "its checkpoint is saved, run again with --resume" in err
@@ -169,9 +169,6 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path, "me") is None
 
 
-SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
-
-
 @pytest.fixture(scope="module")
 def encoded():
     tokenizer = loading.load_tokenizer(SHORT)
@@ -179,9 +176,7 @@ def encoded():
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_numbers_that_are_not_finite_stop_before_they_are_saved(
-    base, tokenizer, encoded, tmp_path, monkeypatch, where
-):
+def test_nan_and_inf_are_not_saved(base, tokenizer, encoded, tmp_path, monkeypatch, where):
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             last = [p for p in model.parameters() if p.requires_grad][-1]

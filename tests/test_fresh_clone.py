@@ -1,8 +1,7 @@
 """Run All on Colab, as far as it can be had without Colab: notebook 05 alone in an empty folder.
 
-An interpreter of its own sees everything that this one has, less what Colab lacks; `google.colab`
-is importable; pip is the recording one. The setup cell clones this repository's HEAD from a tag at
-a file:// address, so what is tested is what is committed."""
+Its interpreter sees what this one has, less what Colab lacks, `google.colab` and a recording pip.
+The setup cell clones this repository's HEAD: what is tested is what is committed."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """Notebook 03's QLoRA layer, from its cells, against peft on bitsandbytes: bytes and gradients."""
 
-import itertools
+from itertools import product
 
 import pytest
 import torch
@@ -12,8 +12,7 @@ NEEDED += ("TOLERANCE", "compare", "random_case", "saved_bytes")
 # The last does not fill its blocks: 36 * 50 = 28 * 64 + 8
 SHAPES = [(64, 64), (192, 320), (320, 192), (256, 512), (36, 50)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BIASES = (False, True)
-CASES = itertools.product(SHAPES, (1, 8), DTYPES, BIASES)
+CASES = product(SHAPES, (1, 8), DTYPES, (False, True))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def test_equals_peft_on_linear4bit(lesson, shape, r, dtype, bias):
     assert max(differences) <= lesson["TOLERANCE"][dtype], differences
 
 
-@pytest.mark.parametrize(("shape", "dtype", "bias"), itertools.product(SHAPES, DTYPES, BIASES))
+@pytest.mark.parametrize(("shape", "dtype", "bias"), product(SHAPES, DTYPES, (False, True)))
 def test_recomputing_in_backward_changes_nothing_but_bytes_kept(lesson, shape, dtype, bias):
     ours, theirs, x, grad = lesson["random_case"](*shape, 8, dtype, bias)
     frugal = frugal_copy(lesson, ours)

@@ -47,13 +47,13 @@ def write_helpers(folder: Path, says: str) -> None:
 
 
 def test_a_checkout_is_found_from_any_folder_and_nothing_is_started(monkeypatch):
-    path, finding = sys.path[:], CELL.partition("from helpers.environment")[0]
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    finding = CELL.partition("from helpers.environment")[0]
     for folder in (ROOT, ROOT / "notebooks", ROOT / "data" / "tickets"):
         monkeypatch.chdir(folder)
         found = {}
         exec(finding.replace("import subprocess", "subprocess = None"), found)  # noqa: S102
         assert found["root"] == ROOT and sys.path[0] == str(ROOT)
-    sys.path[:] = path
 
 
 def test_without_a_copy_a_placeholder_is_told_before_anything_is_tried(tmp_path):
@@ -77,13 +77,11 @@ def test_a_copy_that_was_uploaded_or_lies_on_drive_is_found(tmp_path):
 def test_an_empty_folder_gets_the_tagged_revision_and_no_other(tmp_path):
     origin, here = tmp_path / "origin", tmp_path / "here"
     here.mkdir()
-    for number in ("first", "second"):
+    for number, tag in (("first", "v1.0.0"), ("second", "v1.0.1")):
         write_helpers(origin, number)
         git = ["git", "-C", origin, "-c", "user.name=t", "-c", "user.email=t@example.com"]
-        for command in ("init --quiet", "add .", f"commit --quiet -m {number}"):
+        for command in ("init --quiet", "add .", f"commit --quiet -m {number}", f"tag {tag}"):
             subprocess.run([*git, *command.split()], check=True)
-        if number == "first":
-            subprocess.run([*git, "tag", "v1.0.0"], check=True)
     address = f'REPOSITORY = "file://{origin}"'
     cell = re.sub(r'^REPOSITORY = ".*"', address, CELL, flags=re.MULTILINE)
     wrong = run_cell(cell.replace('"v1.0.0"', '"v9.9.9"'), here)

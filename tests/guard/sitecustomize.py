@@ -26,17 +26,13 @@ def _check(what: str, host) -> None:
 
 
 class _GuardedSocket(socket.socket):
-    def _check(self, address) -> None:
+    def connect(self, address, how="connect"):
         if self.family in (socket.AF_INET, socket.AF_INET6):
             _check("a connection to", address[0])
-
-    def connect(self, address):
-        self._check(address)
-        return super().connect(address)
+        return getattr(super(), how)(address)
 
     def connect_ex(self, address):
-        self._check(address)
-        return super().connect_ex(address)
+        return self.connect(address, "connect_ex")
 
 
 def _guarded_getaddrinfo(host, *args, **kwargs):
