@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from tests.notebooks import ROOT
+from tests.notebooks import python
 
 # Started first, since the two workers end together when the longest files come first
 LONGEST = "05_ 06_ test_fresh_clone 07_ 02_ 08_ 04_ 01_ 03_ test_memory test_finetune test_adapters"
@@ -63,8 +61,7 @@ def train_once() -> Path:
     with FileLock(RUNS.parent / "tiny.lock"):
         if not folder.exists():
             folder.mkdir(parents=True)
-            command = [sys.executable, "-m", "helpers.training", "--profile", "tiny"]
-            subprocess.run(command, cwd=ROOT, check=True)
+            python("-m", "helpers.training", "--profile", "tiny", capture_output=False, check=True)
     assert (folder / "results.json").exists(), "`make finetune` failed before in this test run"
     return folder
 

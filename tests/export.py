@@ -83,9 +83,7 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
     assert row["same_answers"] >= same
 
 
-def test_num_kv_heads_as_save_pretrained_writes_it_is_refused(
-    main_job, tmp_path, capsys, monkeypatch
-):
+def test_num_kv_heads_as_saved_alone_is_refused(main_job, tmp_path, capsys, monkeypatch):
     def as_saved(adapter, folder, *options):
         merge(adapter, folder, *options)
         config = Path(folder, "config.json")

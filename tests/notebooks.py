@@ -2,11 +2,26 @@
 
 import ast
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SETUP_CELL = ROOT / "tests" / "setup_cell.py"  # the source of every notebook's first code cell
+
+
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    """This Python in a process of its own, at the root, with its output as text unless told."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True} | options
+    return subprocess.run([sys.executable, *map(str, arguments)], **options)
+
+
+def copy_checkout(folder: Path) -> None:
+    """Copy this checkout, but for what is made in it."""
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", "*_cache")
+    shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
 
 
 def notebook(number: str) -> Path:

@@ -1,8 +1,7 @@
 """Write the address of your copy on GitHub into badges, setup cells, citation and links.
 
 `make publish OWNER=account [REPO=name]`, before the copy is pushed; OWNER=OWNER puts the
-placeholder back. Files are changed as text, so that nothing else of a notebook moves.
-"""
+placeholder back. Files are changed as text, so that nothing else of a notebook moves."""
 
 import re
 import sys
@@ -19,10 +18,7 @@ def linked(text: str) -> list[str]:
 
 
 def publish(owner: str = "", repo: str = "qlora-by-hand") -> None:
-    """Replace the placeholder, and what the setup cell names; tell what is left to do.
-
-    SystemExit for a name that cannot be, or that another link here has already.
-    """
+    """Replace the placeholder and the address in the setup cell; SystemExit for a wrong name."""
     new = f"{owner}/{repo}"
     if not re.fullmatch(r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[\w.-]*\w", new, re.ASCII):
         sys.exit(f"{new} cannot be on GitHub: make publish OWNER=account [REPO=name]")

@@ -1,6 +1,4 @@
-"""A Falcon-7b with random bfloat16 weights: `python -m tests.random_falcon FOLDER`.
-
-For trying what reads it without a download. Drawn on the GPU, or on a CPU in under two minutes."""
+"""Falcon-7b with random weights, to try what reads it: `python -m tests.random_falcon FOLDER`."""
 
 import argparse
 import json

@@ -17,6 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from helpers.environment import write_text
 from tests.notebooks import NOTEBOOKS, ROOT, SETUP_CELL
 
 
@@ -40,22 +41,12 @@ def scrubbed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if kept and kept[-1].output_type == output.output_type == "stream":
                 kept[-1].text += output.text  # what a cell prints is one output, however it came
                 continue
-            output.pop("transient", None)
             if "metadata" in output:
                 output["metadata"] = {}
             kept.append(output)
         if cell.cell_type == "code":
             cell.outputs = kept
     return notebook
-
-
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write a notebook whole or not at all."""
-    options = {"dir": path.parent, "suffix": ".part", "delete": False, "encoding": "utf-8"}
-    with tempfile.NamedTemporaryFile("w", **options) as part:
-        nbformat.write(notebook, part)
-    Path(part.name).chmod(0o644)
-    Path(part.name).replace(path)
 
 
 def refresh(path: Path) -> float:
@@ -65,7 +56,7 @@ def refresh(path: Path) -> float:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # agg has no figures
     notebook, here = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=here).execute()
-    write(scrubbed(notebook), path)
+    changed(path, scrubbed(notebook))
     return time.monotonic() - began
 
 
@@ -73,7 +64,7 @@ def changed(path: Path, notebook: nbformat.NotebookNode) -> bool:
     """Write `notebook` if it is not what `path` holds; whether it was not."""
     differs = notebook != nbformat.read(path, as_version=4)
     if differs:
-        write(notebook, path)
+        write_text(path, nbformat.writes(notebook) + "\n")
     return differs
 
 

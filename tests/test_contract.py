@@ -21,6 +21,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FOLDERS = ("notebooks", "data", "tests", ".github")
 PAGES = [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name != "card.md"]  # a template
+HUB = r"'[\w-]+/[\w.-]+'"  # a name on it, in code
 by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -31,9 +32,6 @@ def outputs(path) -> list[dict]:
 def without_code(text: str) -> str:
     fenced = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"<code>.*?</code>|`+[^`\n]+`+", "", fenced)
-
-
-# --- stored notebooks ---------------------------------------------------------------------------
 
 
 @by_notebook
@@ -70,16 +68,12 @@ def test_outputs_hold_no_machine_paths_warnings_widgets_or_scripts(path):
 
 
 @by_notebook
-def test_is_small_and_has_scrubbed_metadata(path):
+def test_is_small_with_short_cells_and_scrubbed_metadata(path):
     assert path.stat().st_size < 1_000_000
     notebook = read(path)
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in notebook["cells"])
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-
-
-@by_notebook
-def test_cells_are_short(path):
     long = [i for i, cell in enumerate(code_cells(path), 1) if source(cell).count("\n") > 31]
     assert not long, f"code cells {long} are longer than 32 lines"
 
@@ -131,16 +125,12 @@ def test_headings_go_down_one_level_at_a_time_and_sections_count_from_one(path):
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-# --- claims -------------------------------------------------------------------------------------
-
-
 def asserts(cell) -> bool:
     """Whether a cell asserts: by `assert`, or by a call whose name begins with assert."""
     nodes = list(ast.walk(ast.parse(source(cell))))
     calls = [ast.unparse(n.func).split(".")[-1] for n in nodes if isinstance(n, ast.Call)]
-    return any(isinstance(n, ast.Assert) for n in nodes) or any(
-        name.startswith("assert") for name in calls
-    )
+    called = any(name.startswith("assert") for name in calls)
+    return called or any(isinstance(n, ast.Assert) for n in nodes)
 
 
 def test_every_claim_has_its_asserting_cell_and_every_tag_its_claim():
@@ -152,9 +142,6 @@ def test_every_claim_has_its_asserting_cell_and_every_tag_its_claim():
     used = {tag for found in cells.values() for cell in found for tag in tags(cell)}
     known = {f"claim-{claim['id']}" for claim in CLAIMS}
     assert {tag for tag in used if tag.startswith("claim-")} <= known
-
-
-# --- pages --------------------------------------------------------------------------------------
 
 
 def anchors(path) -> set[str]:
@@ -198,9 +185,6 @@ def test_nothing_shipped_holds_a_secret_or_a_machines_path():
             assert not re.findall(f"{keys}|{place}", text), path.name
 
 
-# --- code ---------------------------------------------------------------------------------------
-
-
 def python_sources() -> dict[str, str]:
     """Name -> code of the modules of helpers and data, and of each notebook."""
     files = [path for name in ("helpers", "data") for path in (ROOT / name).rglob("*.py")]
@@ -218,9 +202,7 @@ def test_no_code_comes_with_data(name, code):
         assert called != "torch.load" or found.get("weights_only") == "True", call.lineno
         for option in ("trust_remote_code", "allow_pickle"):
             assert found.get(option, "False") == "False", f"{name}:{call.lineno}: {option}"
-        if called.endswith("from_pretrained") and re.fullmatch(
-            r"'[\w-]+/[\w.-]+'", ast.unparse(call.args[0])
-        ):
+        if called.endswith("from_pretrained") and re.fullmatch(HUB, ast.unparse(call.args[0])):
             assert re.fullmatch(r"'[0-9a-f]{40}'", found.get("revision", "")), call.lineno
 
 

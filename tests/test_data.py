@@ -1,6 +1,6 @@
 """The shipped data is what its scripts and cards say it is."""
 
-import importlib.util
+import importlib
 import json
 import random
 import re
@@ -15,20 +15,14 @@ from helpers import evaluation, memory, profiles
 from tests.notebooks import ROOT
 
 DATA, TINY = ROOT / "data", ROOT / "data" / "tiny-falcon"
-ROWS = {
-    split: list(map(json.loads, (tickets.FOLDER / f"{split}.jsonl").read_text().splitlines()))
-    for split in tickets.SIZES
-}
+FILES = {split: (tickets.FOLDER / f"{split}.jsonl").read_text() for split in tickets.SIZES}
+ROWS = {split: list(map(json.loads, text.splitlines())) for split, text in FILES.items()}
 
 
-def script(path: str):
-    """A script of data/ as a module."""
-    file = DATA / f"{path}.py"
-    sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(name: str):
+    """A script of data/ as a module, which finds those beside it."""
+    sys.path.append(str(DATA / name.partition(".")[0]))
+    return importlib.import_module(f"data.{name}")
 
 
 def template(row: dict) -> str:
@@ -49,10 +43,9 @@ def test_the_generator_reproduces_the_stored_bytes(split):
     assert tickets.build(split, tickets.SIZES[split]) == ROWS[split]
 
 
-def test_sizes_and_vocabulary():
+def test_sizes_vocabulary_and_60_wordings_of_every_intent_in_training():
     assert [len(rows) for rows in ROWS.values()] == [2400, 200, 300, 300]
-    assert 7 <= len(grammar.KEY_PHRASES) <= 10
-    assert len(grammar.PRODUCTS) >= 20
+    assert 7 <= len(grammar.KEY_PHRASES) <= 10 and len(grammar.PRODUCTS) >= 20
     for rows in ROWS.values():
         found = [json.loads(row["ticket"]) for row in rows]
         assert {ticket["intent"] for ticket in found} == set(grammar.KEY_PHRASES)
@@ -61,9 +54,6 @@ def test_sizes_and_vocabulary():
             assert re.fullmatch(r"[A-Z]\d{4}", ticket["order"])
             for text in (row["message"], row["reply"]):
                 assert ticket["product"] in text and ticket["order"] in text
-
-
-def test_every_intent_has_at_least_60_wordings_in_training():
     for intent in grammar.KEY_PHRASES:
         rows = [row for row in ROWS["train"] if json.loads(row["ticket"])["intent"] == intent]
         assert len(request_templates(rows)) >= 60
@@ -85,7 +75,7 @@ def test_reworded_uses_key_phrases_and_urgency_that_training_never_shows():
 
 
 def test_pretraining_dialogues_hold_no_scored_message_and_no_ticket():
-    reader = script("tiny-falcon/corpus").Corpus(["a few words to draw from, " * 100])
+    reader = script("tiny-falcon.corpus").Corpus(["a few words to draw from, " * 100])
     rng, kinds = random.Random(0), ("dialogue", "record", "codes", "text")
     drawn = [getattr(reader, kind)(rng) for kind in kinds for _ in range(500)]
     splits = ("validation", "test", "test_reworded")
@@ -113,7 +103,7 @@ def test_tiny_falcon_has_falcon_7bs_structure_and_copies():
 def test_the_card_of_the_tiny_falcon_is_what_its_script_writes(tmp_path):
     record, folder = json.loads((TINY / "pretraining.json").read_text()), tmp_path
     vocabulary = memory.known_config("data/tiny-falcon").vocab_size
-    script("tiny-falcon/build").write_card(record, folder, vocabulary)
+    script("tiny-falcon.build").write_card(record, folder, vocabulary)
     assert (folder / "README.md").read_text() == (TINY / "README.md").read_text()
 
 
@@ -125,7 +115,7 @@ def test_every_folder_of_data_is_on_its_page_with_a_licence():
 
 
 def test_the_hero_says_and_draws_what_readme_notebook_05_and_planner_say(tmp_path):
-    hero = script("hero/build")
+    hero = script("hero.build")
     scores, planned = hero.printed_scores(), hero.plans()
     described = Image.open(hero.HERO).text["Description"]
     assert described == hero.describe(scores, planned), "run `make hero`"

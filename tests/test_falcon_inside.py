@@ -1,9 +1,8 @@
-"""What notebook 04 says of Falcon's inside: causality, the hand-written block, rotary positions,
-one key head, generation in batches."""
+"""What notebook 04 says of Falcon: causality, the block by hand, rotary positions, generation."""
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
 from helpers import memory, profiles, prompting, records
@@ -17,19 +16,11 @@ def lesson():
 
 @pytest.fixture(scope="module")
 def random_falcon():
-    """Falcon-7b's structure, small, with random weights large enough that every part matters, in
-    float64."""
+    """Falcon-7b's structure, small, with random weights large enough that every part matters."""
     torch.manual_seed(0)
-    config = FalconConfig(
-        **memory.known_config(profiles.FALCON_7B).to_dict()
-        | {
-            "hidden_size": 192,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 2,
-            "vocab_size": 64,
-            "ffn_hidden_size": 768,
-        }
-    )
+    config = memory.known_config(profiles.FALCON_7B)
+    small = {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 64}
+    config.update(small | {"ffn_hidden_size": 768})
     model = FalconForCausalLM(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,26 +28,24 @@ def random_falcon():
     return model
 
 
-# --- causality
-# ---
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def random_ids(base, *shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, base.config.vocab_size, shape, generator=generator)
 
 
 def test_a_later_token_changes_no_earlier_logit(base):
-    ids = torch.randint(
-        1, base.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
-    )
+    ids = random_ids(base, 1, 24)
     for at in range(1, 24):
         changed = ids.clone()
         changed[0, at] = (changed[0, at] + 7) % base.config.vocab_size
         with torch.no_grad():
             before, after = base(input_ids=ids).logits[0], base(input_ids=changed).logits[0]
-        # within float error
         torch.testing.assert_close(before[:at], after[:at], atol=1e-5, rtol=1e-5)
         assert (before[at:] - after[at:]).abs().amax(-1).min() > 1e-3  # every later one moves
-
-
-# --- the hand-written block
-# ---
 
 
 def run_layer(model, layer, x):
@@ -70,7 +59,7 @@ def run_layer(model, layer, x):
 def test_hand_written_block_equals_the_decoder_layer(lesson, random_falcon):
     layer = random_falcon.transformer.h[0]
     assert isinstance(layer, modeling_falcon.FalconDecoderLayer)
-    x = torch.randn(2, 17, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = random(2, 17, 192, seed=1, dtype=torch.float64)
     with torch.no_grad():
         wanted = run_layer(random_falcon, layer, x)
         torch.testing.assert_close(lesson["falcon_block"](layer, x), wanted, atol=1e-5, rtol=1e-5)
@@ -82,33 +71,23 @@ def test_hand_written_block_equals_the_decoder_layer(lesson, random_falcon):
 
 
 def test_hand_written_block_equals_the_4bit_layers(lesson, base):
-    ids = torch.randint(
-        1, base.config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0)
-    )
+    ids = random_ids(base, 2, 30)
     with torch.no_grad():
         hidden = base(input_ids=ids, output_hidden_states=True).hidden_states
         for i, layer in enumerate(base.transformer.h[:-1]):
-            torch.testing.assert_close(
-                lesson["falcon_block"](layer, hidden[i]), hidden[i + 1], atol=1e-4, rtol=1e-4
-            )
-
-
-# --- rotary positions
-# ---
+            found = lesson["falcon_block"](layer, hidden[i])
+            torch.testing.assert_close(found, hidden[i + 1], atol=1e-4, rtol=1e-4)
 
 
 def test_rotary_equals_the_library(lesson, random_falcon):
-    x = torch.randn(2, 3, 40, 64, generator=torch.Generator().manual_seed(0))
+    x = random(2, 3, 40, 64)
     cos, sin = random_falcon.transformer.rotary_emb(x, torch.arange(40)[None])
     wanted, _ = modeling_falcon.apply_rotary_pos_emb(x, x, cos, sin)
     torch.testing.assert_close(lesson["rotary"](x), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_rotary_dot_products_depend_on_the_distance_alone(lesson):
-    generator = torch.Generator().manual_seed(0)
-    q, k = (
-        torch.randn(64, generator=generator, dtype=torch.float64).expand(200, 64) for _ in range(2)
-    )
+    q, k = (random(64, seed=seed, dtype=torch.float64).expand(200, 64) for seed in range(2))
     scores = lesson["rotary"](q) @ lesson["rotary"](k).T
     for distance in (0, 1, 5, 100):
         same = scores.diagonal(-distance)
@@ -123,17 +102,11 @@ def test_the_cache_holds_one_key_and_value_head(base):
     assert {tuple(layer.keys.shape) for layer in cache.layers} == {(1, 1, 3, 64)}
 
 
-# --- generation
-# ---
-
-
 def test_one_batch_of_mixed_lengths_answers_as_each_prompt_alone(base, tokenizer):
     prompts = ["Hi", *records.read_tickets("test")["prompt"][:50], "Where is order K4821? " * 8]
     together = prompting.generate_batch(base, tokenizer, prompts, 24)
-    assert together == [
-        prompting.generate_batch(base, tokenizer, [prompt], 24)[0] for prompt in prompts
-    ]
-    assert len(set(together)) > 20
+    alone = [prompting.generate_batch(base, tokenizer, [prompt], 24)[0] for prompt in prompts]
+    assert together == alone and len(set(together)) > 20
 
 
 def test_generated_ids_end_with_the_end_token_or_at_the_limit(base, tokenizer):

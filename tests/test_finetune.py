@@ -1,11 +1,9 @@
-"""The command line's run: its figures, its records; killed and interrupted runs end as undisturbed
-ones."""
+"""The command line's run: its figures; killed and interrupted runs end as undisturbed ones."""
 
 import dataclasses
 import gc
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -21,20 +19,17 @@ from helpers import checkpoints, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import TutorialError
 
-KEYS = set(
-    """
-    profile model revision data seed settings versions parameters_total parameters_trainable
+KEYS = """profile model revision data seed settings versions parameters_total parameters_trainable
     linear4bit_modules footprint_bytes footprint_expected_bytes max_new_tokens before after
     after_reworded perplexity_before train_seconds total_seconds steps final_loss
-    useful_tokens_per_second peak_rss_bytes adapter_dir
-    """.split()
-)
+    useful_tokens_per_second peak_rss_bytes adapter_dir"""
+SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
 
 
 def test_main_job_reaches_its_figures(main_job):
     """`main_job` (conftest.py): results.json of `make finetune`'s command, run once a test run."""
     record, folder = main_job
-    assert set(record) == KEYS
+    assert set(record) == set(KEYS.split())
     assert record["before"]["exact_match"] <= 0.02
     assert record["after"]["valid_json"] >= 0.99
     assert record["after"]["exact_match"] >= 0.97
@@ -46,9 +41,6 @@ def test_main_job_reaches_its_figures(main_job):
     assert f"exact match | {record['after']['exact_match']:.3f}" in card
     assert "FalconLinear = torch.nn.Linear" in card
 
-
-# --- cut off, and gone on with
-# ----------------------------------------------------------------------
 
 SHORT_RUN = """
 import sys
@@ -89,29 +81,28 @@ def undisturbed(data, tmp_path_factory):
     return folder
 
 
-def wait_for_checkpoint(process, output, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while not (output / "checkpoints" / f"checkpoint-{step}" / checkpoints.MARKER).exists():
+def start_and_save(data, output) -> subprocess.Popen:
+    """A run that has its first checkpoint and goes on."""
+    process, deadline = start(data, output), time.monotonic() + 240
+    while not (output / "checkpoints" / "checkpoint-6" / checkpoints.MARKER).exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return process
 
 
-def same_end(a, b) -> None:
+def same_end(a, b, steps: int = 24) -> None:
     """Equal losses at every step, training and validation, and equal adapters."""
-    losses = []
-    for folder in (a, b):
-        state = json.loads((folder / "checkpoints/checkpoint-24/trainer_state.json").read_text())
-        history = state["log_history"]
-        losses.append([(e["step"], e.get("loss"), e.get("eval_loss")) for e in history])
+    state = f"checkpoints/checkpoint-{steps}/trainer_state.json"
+    logs = [json.loads((folder / state).read_text())["log_history"] for folder in (a, b)]
+    losses = [[(e["step"], e.get("loss"), e.get("eval_loss")) for e in log] for log in logs]
     assert losses[0] == losses[1] and any(loss[2] for loss in losses[0])
     name = "adapter/adapter_model.safetensors"
     assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
 def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
-    process = start(data, tmp_path)
-    wait_for_checkpoint(process, tmp_path, 6)
+    process = start_and_save(data, tmp_path)
     process.kill()
     process.communicate()
     assert not (tmp_path / "results.json").exists()
@@ -124,9 +115,8 @@ def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
 
 
 def test_interrupted_saves_first_and_says_how_to_go_on(data, undisturbed, tmp_path):
-    process = start(data, tmp_path)
-    wait_for_checkpoint(process, tmp_path, 6)
-    os.kill(process.pid, signal.SIGINT)
+    process = start_and_save(data, tmp_path)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     assert "its checkpoint is saved, run again with --resume" in err
@@ -179,12 +169,6 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path, {}) is None
 
 
-# --- numbers that go wrong, and code that must not run
-# ----------------------------------------------
-
-SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
-
-
 @pytest.fixture(scope="module")
 def encoded():
     tokenizer = loading.load_tokenizer(SHORT)
@@ -192,9 +176,7 @@ def encoded():
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_numbers_that_are_not_finite_stop_before_they_are_saved(
-    base, tokenizer, encoded, tmp_path, monkeypatch, where
-):
+def test_nan_and_inf_are_not_saved(base, tokenizer, encoded, tmp_path, monkeypatch, where):
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             last = [p for p in model.parameters() if p.requires_grad][-1]
@@ -213,18 +195,12 @@ def test_numbers_that_are_not_finite_stop_before_they_are_saved(
     assert kept == ["checkpoint-2"] and checkpoints.is_sound(tmp_path / "checkpoints" / kept[0])
 
 
-class Malicious:
-    """Unpickled without care, it leaves a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path):
     """Somebody swaps a pickled file and marks the checkpoint complete again: nothing runs."""
+
+    class Malicious:
+        def __reduce__(self):
+            return open, (str(trap), "w")
 
     def train(resume=False):
         model = loading.attach_lora(loading.load_base(SHORT), SHORT)
@@ -235,7 +211,7 @@ def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-6" / checkpoints.MARKER).unlink()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         sound = (newest / name).read_bytes()
-        torch.save(Malicious(trap), newest / name)
+        torch.save(Malicious(), newest / name)
         checkpoints.mark_complete(newest, checkpoints.run_identity(SHORT, encoded, 0))
         with pytest.raises(Exception, match="(?i)weights.only|unpickl"):
             train(resume=True)
@@ -243,45 +219,22 @@ def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path)
         (newest / name).write_bytes(sound)
 
 
-def test_processes_share_the_batch_evenly_or_are_refused(tiny):
-    t4 = profiles.PROFILES["colab-t4"]  # 4 x 4
-    assert [
-        (p.accumulation, p.micro_batch) for p in (checkpoints.share(t4, n) for n in (1, 2, 8))
-    ] == [(4, 4), (2, 4), (1, 2)]
-    with pytest.raises(
-        TutorialError, match="3 processes cannot share the 16 examples .* 1, 2, 4, 8, 16"
-    ):
-        checkpoints.share(t4, 3)
+BAD_OPTIONS = [
+    ("--steps 0", 2, "'0' is not a whole number from 1"),
+    ("--seed -1", 2, "'-1' is not a whole number|expected one argument"),
+    ("--output=", 2, "names nothing: give a name, or leave the option out"),
+    ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or one of"),
+    ("--profile colab-t4", 1, "profile 'colab-t4' needs a GPU and none was found"),
+    ("--data gone.csv", 1, "DataError: .*gone.csv"),
+    ("--output /proc/nowhere", 1, "'/proc/nowhere' could not be written .*: choose another"),
+]
 
 
-# --- the command line
-# -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["--steps", "0"], 2, "'0' is not a whole number from 1"),
-        (["--seed", "-1"], 2, "'-1' is not a whole number|expected one argument"),
-        (["--output", ""], 2, "names nothing: give a name, or leave the option out"),
-        (
-            ["--profile", "nope"],
-            1,
-            "TutorialError: there is no profile 'nope': choose auto or one of",
-        ),
-        (["--profile", "colab-t4"], 1, "profile 'colab-t4' needs a GPU and none was found"),
-        (["--data", "gone.csv"], 1, "DataError: .*gone.csv"),
-        (
-            ["--output", "/proc/nowhere"],
-            1,
-            "'/proc/nowhere' could not be written .*: choose another",
-        ),
-    ],
-)
-def test_bad_options_are_told_in_one_sentence(arguments, status, words, capsys, monkeypatch):
+@pytest.mark.parametrize(("options", "status", "words"), BAD_OPTIONS)
+def test_bad_options_are_told_in_one_sentence(options, status, words, capsys, monkeypatch):
     monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
     try:
-        found = training.main(arguments)
+        found = training.main(options.split())
     except SystemExit as stop:
         found = stop.code
     err = capsys.readouterr().err

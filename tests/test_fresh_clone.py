@@ -1,8 +1,7 @@
 """Run All on Colab, as far as it can be had without Colab: notebook 05 alone in an empty folder.
 
-An interpreter of its own sees everything that this one has, less what Colab lacks; `google.colab`
-is importable; pip is the recording one. The setup cell clones this repository's HEAD from a tag at
-a file:// address, so what is tested is what is committed."""
+Its interpreter sees what this one has, less what Colab lacks, `google.colab` and a recording pip.
+The setup cell clones this repository's HEAD: what is tested is what is committed."""
 
 import json
 import os
@@ -20,13 +19,10 @@ from tests.notebooks import ROOT, notebook
 FAKE_COLAB, GUARD = ROOT / "tests" / "fake_colab", ROOT / "tests" / "guard"
 LACKING = ("bitsandbytes", "loralib", "nbval")  # not preinstalled on Colab
 RUN_ALL = """
-import sys, nbformat
-from nbclient import NotebookClient
-notebook = nbformat.read(sys.argv[1], as_version=4)
-try:
-    NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
-finally:
-    nbformat.write(notebook, sys.argv[1])
+import nbformat, nbclient
+notebook = nbformat.read("05.ipynb", as_version=4)
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+nbformat.write(notebook, "05.ipynb")
 """
 
 
@@ -38,11 +34,8 @@ def output_of(*command) -> str:
 def colab(tmp_path_factory):
     """(interpreter, its site-packages): a venv of links, without the packages that Colab lacks."""
     folder = tmp_path_factory.mktemp("colab")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python, show = (
-        folder / "bin" / "python",
-        "import sysconfig; print(sysconfig.get_path('purelib'))",
-    )
+    output_of(sys.executable, "-m", "venv", "--without-pip", folder)
+    python, show = folder / "bin/python", "import sysconfig; print(sysconfig.get_path('purelib'))"
     there = Path(output_of(python, "-c", show))
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith((*LACKING, "pip", "__pycache__")):
@@ -67,10 +60,9 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     (python, site), name = colab, notebook("05").name
     content, log = tmp_path / "content", tmp_path / "pip.log"
     content.mkdir()
-    path = content / "05.ipynb"
+    path, address = content / "05.ipynb", f'REPOSITORY = "file://{published}"'
     text = output_of("git", "-C", published, "show", f"v1.0.0:notebooks/{name}")
     stored = nbformat.reads(text, as_version=4)
-    address = f'REPOSITORY = "file://{published}"'
     setup = next(cell for cell in stored.cells if "setup" in cell.metadata.get("tags", []))
     setup.source, count = re.subn(r'^REPOSITORY = ".*"', address, setup.source, flags=re.M)
     assert count == 1
@@ -78,17 +70,12 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     before = {entry.name for entry in site.iterdir()}
     hidden = ("QLORA_PROFILE", "QLORA_RUNS", "VIRTUAL_ENV", "PYTHONHOME", "MPLBACKEND")
     variables = {key: value for key, value in os.environ.items() if key not in hidden}
-    variables |= {
-        "COLAB_RELEASE_TAG": "release-colab_20260819-060052_RC00",
-        "COLAB_GPU": "",
-        "PYTHONPATH": f"{FAKE_COLAB}:{GUARD}",
-        "PIP_SHIM_LOG": str(log),
-        "PIP_SHIM_FROM": sysconfig.get_path("purelib"),
-        "PIP_SHIM_TO": str(site),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    command = [python, "-c", RUN_ALL, path.name]
-    done = subprocess.run(command, cwd=content, env=variables, capture_output=True, text=True)
+    variables |= {"COLAB_RELEASE_TAG": "release-colab_20260819-060052_RC00", "COLAB_GPU": ""}
+    variables |= {"PYTHONPATH": f"{FAKE_COLAB}:{GUARD}", "TOKENIZERS_PARALLELISM": "false"}
+    shim = {"LOG": str(log), "FROM": sysconfig.get_path("purelib"), "TO": str(site)}
+    variables |= {f"PIP_SHIM_{key}": value for key, value in shim.items()}
+    command, options = [python, "-c", RUN_ALL], {"cwd": content, "env": variables}
+    done = subprocess.run(command, **options, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
     # pip was called once, for the two that Colab lacks, with what is installed as a constraint

@@ -18,13 +18,13 @@ from helpers import loading, memory, profiles, prompting, training
 from helpers.errors import ModelError, NotQuantizedError
 from tests.test_memory import CONFIGS
 
+T4 = profiles.PROFILES["colab-t4"]
+
 
 @pytest.fixture
 def copied(tmp_path, tiny):
     """The profile of a copy of the tiny Falcon that a test may change, and its folder."""
-    shutil.copytree(
-        tiny.model_path, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "*.txt")
-    )
+    shutil.copytree(tiny.model_path, tmp_path / "model")
     return dataclasses.replace(tiny, model=str(tmp_path / "model")), tmp_path / "model"
 
 
@@ -32,10 +32,6 @@ def change_tensors(folder, change) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-# --- 4-bit, and proven to be so
-# ---------------------------------------------------------------------
 
 
 def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
@@ -68,15 +64,11 @@ def test_a_model_that_is_not_4bit_is_not_proven(tiny):
         loading.prove_4bit(plain)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": False}], ids=str
-)
-def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, changes):
-    """FP4 has as many layers and bytes, and larger errors; without double quantization bytes
-    differ."""
+@pytest.mark.parametrize(("name", "value"), [("quant_type", "fp4"), ("use_double_quant", False)])
+def test_another_4bit_format_is_not_taken_for_nf4(tiny, monkeypatch, name, value):
+    """FP4 has as many layers and bytes, and larger errors."""
     config = loading.quantization_config(tiny)
-    for name, value in changes.items():
-        setattr(config, name, value)
+    setattr(config, f"bnb_4bit_{name}", value)
     monkeypatch.setattr(loading, "quantization_config", lambda profile: config)
     with pytest.raises(NotQuantizedError, match="bytes of (fp4|nf4) where NF4 with double"):
         loading.load_base(tiny)
@@ -132,10 +124,6 @@ def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-# --- the copy on disk
-# -------------------------------------------------------------------------------
-
-
 def same_bits(a, b) -> bool:
     """Whether every tensor is equal, quantization constants included."""
     a, b = a.state_dict(), b.state_dict()
@@ -158,20 +146,16 @@ def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied,
     assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
 
 
-# --- what is refused
-# --------------------------------------------------------------------------------
-
-
 def drop(name):
     return lambda folder: change_tensors(folder, lambda tensors: tensors.pop(name))
 
 
-def truncate(folder):
-    os.truncate(folder / "model.safetensors", 100_000)
-
-
 def pickle_weights(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/exploded",)
+
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
@@ -185,69 +169,47 @@ def lfs_pointer(folder):
     [
         (drop("transformer.word_embeddings.weight"), "lack .*word_embeddings.* would be random"),
         (drop("transformer.ln_f.weight"), "lack .*ln_f.weight.* would be random"),
-        (truncate, "damaged or not fetched"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 10**5), "damaged or not fetched"),
         (lfs_pointer, "damaged or not fetched"),
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* could not be had"),
     ],
     ids=["embedding", "norm", "half", "lfs", "pickled", "no config"],
 )
-def test_bad_weights_are_refused_with_advice(copied, spoil, words):
+def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(copied, spoil, words):
     profile, folder = copied
     spoil(folder)
     with pytest.raises(ModelError, match=words):
         loading.load_base(profile)
-
-
-def test_pickled_code_is_not_run(copied, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path}/exploded",)
-
-    profile, folder = copied
-    pickle_weights(folder)
-    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError):
-        loading.load_base(profile)
-    assert not (tmp_path / "exploded").exists()
-
-
-T4 = profiles.PROFILES["colab-t4"]
+    assert not (folder / "exploded").exists()
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub whose files (name: (bytes, still to fetch)) and free disk a test decides."""
-    fetched = []
+def hub(monkeypatch):
+    """A hub with one file, and a disk with some room; returns what is fetched from it."""
 
-    def files(free=10**12, **sizes):
-        infos = [
-            SimpleNamespace(filename=name.replace("__", "."), file_size=size, will_download=wanted)
-            for name, (size, wanted) in sizes.items()
-        ]
-        fake = lambda *a, dry_run=False, **k: infos if dry_run else fetched.append(k)  # noqa: E731
+    def serve(name, size, to_fetch, free):
+        fetched, file = [], SimpleNamespace(filename=name, file_size=size, will_download=to_fetch)
+        fake = lambda *a, dry_run=False, **k: [file] if dry_run else fetched.append(k)  # noqa: E731
         monkeypatch.setattr(loading, "snapshot_download", fake)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         return fetched
 
-    return files
+    return serve
 
 
-def test_a_hub_model_without_room_is_told_before_the_download(hub):
-    fetched = hub(free=9 * 10**9, a__safetensors=(14 * 10**9, True))
+def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(hub):
+    fetched = hub("a.safetensors", 14 * 10**9, True, free=9 * 10**9)
     with pytest.raises(ModelError, match=r"they take 14.0 GB, 9.0 GB are free\): .*HF_HOME"):
         loading.fetch(T4)
     assert not fetched
-
-
-def test_what_is_already_here_needs_no_room(hub):
-    fetched = hub(free=10, a__safetensors=(14 * 10**9, False))
+    fetched = hub("a.safetensors", 14 * 10**9, False, free=10)
     loading.fetch(T4)
     assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
 
 
 def test_a_hub_model_without_safetensors_is_refused(hub):
-    hub(config__json=(100, True))
+    hub("config.json", 100, True, free=10**12)
     with pytest.raises(ModelError, match="are no .safetensors files.*only safetensors are loaded"):
         loading.fetch(T4)
 
@@ -260,15 +222,9 @@ def test_offline_with_nothing_cached_names_the_model(monkeypatch, tmp_path):
 
 
 def test_a_gated_model_asks_for_its_terms_and_a_token():
-    def gated():
-        with loading.fetching("the model"):
-            try:
-                raise type("GatedRepoError", (Exception,), {})("401")
-            except Exception as cause:
-                raise OSError("gated") from cause
-
-    with pytest.raises(ModelError, match="accept the model's terms .* HF_TOKEN"):
-        gated()
+    words, gated = "accept the model's terms .* HF_TOKEN", type("GatedRepoError", (Exception,), {})
+    with pytest.raises(ModelError, match=words), loading.fetching("the model"):
+        raise OSError("gated") from gated("401")
 
 
 def test_profiles_pin_commits_and_configs_name_no_code():

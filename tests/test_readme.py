@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 
 from helpers import memory, profiles
 from tests.measure_gpu import MEASURED
-from tests.notebooks import NOTEBOOKS, ROOT, notebook, printed
+from tests.notebooks import NOTEBOOKS, ROOT, notebook, printed, python
 from tests.publish import linked
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,15 +68,14 @@ def test_the_lines_without_make_start_what_they_say_and_a_workflow_runs_them(tmp
     venv, activate, install, train, lab = (line.split("  ")[0] for line in block.splitlines())
     steps = re.findall(r"run: (.*)", (WORKFLOWS / "platforms.yml").read_text())
     assert {install, train} <= set(steps)
-    run = partial(subprocess.run, capture_output=True, text=True, check=True)
-    run([sys.executable, *venv.split()[1:], "--without-pip"], cwd=tmp_path)
+    run = partial(python, check=True)
+    run(*venv.split()[1:], "--without-pip", cwd=tmp_path)
     assert (tmp_path / activate.removeprefix("source ")).exists()
     torch = re.search(r"torch==\S+", (ROOT / "requirements.txt").read_text()).group()
     assert install.endswith("-r requirements.txt") and f"pip install {torch} --index" in README
-    module = [sys.executable, "-m"]
-    assert "--prompt-column" in run([*module, train.split()[-1], "--help"], cwd=ROOT).stdout
-    *command, folder = lab.removeprefix("python -m ").split()
-    assert run([*module, *command, "--version"]).stdout[0].isdigit() and (ROOT / folder).is_dir()
+    assert "--prompt-column" in run("-m", train.split()[-1], "--help").stdout
+    _, *command, folder = lab.split()
+    assert run(*command, "--version").stdout[0].isdigit() and (ROOT / folder).is_dir()
 
 
 def test_the_answer_on_speed_is_what_the_h100_measured():
@@ -96,10 +93,6 @@ def test_the_answer_on_speed_is_what_the_h100_measured():
 def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
     row = re.compile(r"^(50|100|200|500|2000) +(\d+\.\d) +(\d+\.\d) +(\d+\.\d) ", re.MULTILINE)
     found = {int(n): list(map(float, s)) for n, *s in row.findall(printed(notebook("07")))}
-    lost = {
-        size: [most - some for most, some in zip(found[2000], found[size], strict=True)]
-        for size in (200, 500)
-    }
-    assert "500 examples did as well as 2,000" in README and max(lost[500]) < 1
-    assert "200 lost two to five points" in README
-    assert min(lost[200]) >= 2 and max(lost[200]) < 5
+    some, more = ([b - a for a, b in zip(found[n], found[2000], strict=True)] for n in (200, 500))
+    assert "500 examples did as well as 2,000" in README and max(more) < 1
+    assert "200 lost two to five points" in README and min(some) >= 2 and max(some) < 5

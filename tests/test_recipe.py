@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import json
 import os
 import re
 import subprocess
@@ -18,6 +17,7 @@ from transformers import TrainingArguments
 
 from helpers import profiles, prompting, records, training
 from tests.notebooks import ROOT, code_cells, load_definitions, notebook, read, source, tags
+from tests.test_finetune import same_end
 
 PATH = notebook("05")
 RECIPE = [source(cell) for cell in code_cells(PATH) if "recipe" in tags(cell)]
@@ -90,13 +90,7 @@ def test_recipe_and_command_line_write_the_same_bytes(tmp_path):
     command = f"-m helpers.training --data {data} --prompt-column message --answer-column ticket"
     command += f" --steps {steps} --seed {seed} --no-scoring --output {tmp_path}/theirs"
     subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
-    mine, theirs = empty / "out" / "checkpoints", tmp_path / "theirs" / "checkpoints"
-    file = f"checkpoint-{steps}/trainer_state.json"
-    logs = [json.loads((folder / file).read_text())["log_history"] for folder in (mine, theirs)]
-    kept = [[(e["step"], e.get("loss"), e.get("eval_loss")) for e in log] for log in logs]
-    assert kept[0] == kept[1]  # the losses, the held-out rows' losses, and the steps of both
-    file = "adapter/adapter_model.safetensors"
-    assert (empty / "out" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+    same_end(empty / "out", tmp_path / "theirs", steps)
 
 
 def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from helpers import environment, profiles
 from helpers.errors import TutorialError
-from tests.notebooks import ROOT, SETUP_CELL
+from tests.notebooks import ROOT, SETUP_CELL, copy_checkout, python
 from tests.publish import KINDS, PLACEHOLDER, linked
 
 CELL = SETUP_CELL.read_text(encoding="utf-8")
@@ -31,31 +31,29 @@ def nowhere(monkeypatch):
 
 def run_cell(cell: str, folder: Path) -> subprocess.CompletedProcess:
     """The cell in a Python that starts in `folder` and prints each process that it starts."""
-    code = (
-        'import sys\nsys.addaudithook(lambda e, a: e == "subprocess.Popen" and print("BEGIN", a))'
-    )
-    command = [sys.executable, "-c", f"{code}\n{cell}\nprint('ROOT', root)"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    hook = "lambda event, values: event == 'subprocess.Popen' and print('BEGIN', values)"
+    code = f"import sys\nsys.addaudithook({hook})\n{cell}\nprint('ROOT', root)"
+    return python("-c", code, cwd=folder)
 
 
 def write_helpers(folder: Path, says: str) -> None:
     """A repository in which the helpers only say that they were called."""
     (folder / "helpers").mkdir(parents=True, exist_ok=True)
     shown = f"def prepare(): print('prepared')\ndef show_setup(profile): print('{says} revision')\n"
-    modules = {"__init__": "", "environment": shown}
-    modules |= {"plotting": "def set_style(): pass\n", "profiles": "def resolve(): pass\n"}
+    styled, resolved = "def set_style(): pass\n", "def resolve(): pass\n"
+    modules = {"environment": shown, "plotting": styled, "profiles": resolved}
     for name, text in modules.items():
         (folder / "helpers" / f"{name}.py").write_text(text)
 
 
 def test_a_checkout_is_found_from_any_folder_and_nothing_is_started(monkeypatch):
-    path, finding = sys.path[:], CELL.partition("from helpers.environment")[0]
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    finding = CELL.partition("from helpers.environment")[0]
     for folder in (ROOT, ROOT / "notebooks", ROOT / "data" / "tickets"):
         monkeypatch.chdir(folder)
         found = {}
         exec(finding.replace("import subprocess", "subprocess = None"), found)  # noqa: S102
         assert found["root"] == ROOT and sys.path[0] == str(ROOT)
-    sys.path[:] = path
 
 
 def test_without_a_copy_a_placeholder_is_told_before_anything_is_tried(tmp_path):
@@ -79,13 +77,11 @@ def test_a_copy_that_was_uploaded_or_lies_on_drive_is_found(tmp_path):
 def test_an_empty_folder_gets_the_tagged_revision_and_no_other(tmp_path):
     origin, here = tmp_path / "origin", tmp_path / "here"
     here.mkdir()
-    for number in ("first", "second"):
+    for number, tag in (("first", "v1.0.0"), ("second", "v1.0.1")):
         write_helpers(origin, number)
         git = ["git", "-C", origin, "-c", "user.name=t", "-c", "user.email=t@example.com"]
-        for command in ("init --quiet", "add .", f"commit --quiet -m {number}"):
+        for command in ("init --quiet", "add .", f"commit --quiet -m {number}", f"tag {tag}"):
             subprocess.run([*git, *command.split()], check=True)
-        if number == "first":
-            subprocess.run([*git, "tag", "v1.0.0"], check=True)
     address = f'REPOSITORY = "file://{origin}"'
     cell = re.sub(r'^REPOSITORY = ".*"', address, CELL, flags=re.MULTILINE)
     wrong = run_cell(cell.replace('"v1.0.0"', '"v9.9.9"'), here)
@@ -100,31 +96,26 @@ def test_an_empty_folder_gets_the_tagged_revision_and_no_other(tmp_path):
 
 def test_publishing_writes_every_address_keeps_the_contract_and_can_be_undone(tmp_path):
     copy = tmp_path / "copy"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", "*_cache")
-    shutil.copytree(ROOT, copy, ignore=ignored)
-
-    alone = {key: value for key, value in os.environ.items() if "XDIST" not in key}
-
-    def run(*command) -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=copy, env=alone, capture_output=True, text=True)
+    copy_checkout(copy)
+    run = partial(python, cwd=copy, env={k: v for k, v in os.environ.items() if "XDIST" not in k})
+    publish = partial(run, "tests/publish.py")
 
     def texts() -> dict[Path, bytes]:
         return {p: p.read_bytes() for kind in KINDS for p in copy.glob(kind) if p.is_file()}
 
-    publish = (sys.executable, "tests/publish.py")
     for wrong in ([], ["two words"], ["-a"], ["a", "b/c"], ["huggingface", "transformers"]):
-        assert run(*publish, *wrong).returncode == 1
-    run(*publish, "OWNER")
+        assert publish(*wrong).returncode == 1
+    publish("OWNER")
     before = texts()
     tag = re.search('REVISION = "(.*)"', CELL)[1]
-    assert f"git tag {tag}" in run(*publish, "ada", "q.1").stdout
+    assert f"git tag {tag}" in publish("ada", "q.1").stdout
     links = [name for text in texts().values() for name in linked(text.decode())]
     assert "ada/q.1" in links and PLACEHOLDER not in links
     contract = ["tests/test_contract.py", "-k", "badge or setup_cell or citation or links"]
-    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contract)
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *contract)
     assert done.returncode == 0, done.stdout
-    run(*publish, "someone")
-    run(*publish, "OWNER")
+    publish("someone")
+    publish("OWNER")
     assert texts() == before
 
 
@@ -187,7 +178,6 @@ def lacking(monkeypatch, tmp_path):
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     for folder in (wheels / "loralib", wheels / "loralib-0.1.2.dist-info", site):
         folder.mkdir(parents=True)
-    (wheels / "loralib" / "__init__.py").write_text("")
     metadata = wheels / "loralib-0.1.2.dist-info" / "METADATA"
     metadata.write_text("Metadata-Version: 2.1\nName: loralib\nVersion: 0.1.2\n")
     find = environment.importlib.util.find_spec

@@ -176,8 +176,7 @@ def test_killed_and_started_again_it_repeats_the_stored_rows(tmp_path, stored):
     started.kill()
     started.wait()
     rows = script.read(file)
-    done = rows[len(grid) :]
-    both = done.merge(stored, on=list(Run.__annotations__), suffixes=("", "_stored"))
+    both = rows[len(grid) :].merge(stored, on=list(Run.__annotations__), suffixes=("", "_stored"))
     assert len(missing("recovers", rows)) == len(plan("recovers", stored)) - len(both) < 25
     assert list(both.perplexity) == pytest.approx(list(both.perplexity_stored), rel=2e-3)
     deadline = time.monotonic() + 20

@@ -2,12 +2,10 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.notebooks import ROOT
+from tests.notebooks import ROOT, python
 
 REPORTS = [path for path in (ROOT / "data" / "upstream").glob("*.md") if path.name != "README.md"]
 PATCH = """import importlib, pathlib
@@ -31,9 +29,7 @@ def test_the_script_prints_what_the_report_says_before_and_after_its_change(repo
     blocks = re.findall(r"```(\w+)\n(.*?)```", report.read_text(encoding="utf-8"), re.DOTALL)
     (_, script), (_, before), (_, diff), (_, after) = blocks
     for code, wanted in ((script, before), (PATCH.format(patches=changes(diff)) + script, after)):
-        environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = python("-c", code, env=os.environ | {"PYTHONWARNINGS": "ignore"})
         assert done.returncode == 0, done.stderr
         said, promised = (text.splitlines()[1:] for text in (done.stdout, wanted))
         assert said == promised  # the first line names the versions

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from types import SimpleNamespace
@@ -11,29 +11,24 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.browser.conftest import ROOT
+from tests.notebooks import NOTEBOOKS, ROOT
 
 HTML = ROOT / "build" / "book" / "html"
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
 PAGES = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.*"))]
-SCHEMES = ("light", "dark")
-VIEWS = [(page, width, scheme) for width in (1440, 390) for scheme in SCHEMES for page in PAGES]
+VIEWS = [(p, width, scheme) for width in (1440, 390) for scheme in ("light", "dark") for p in PAGES]
 
 
 def html(name: str) -> str:
     return (HTML / f"{name}.html").read_text(encoding="utf-8")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="session")
 def address():
     """Where the book is served while the tests run."""
     assert (HTML / "index.html").exists(), "build the book first: make book"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=HTML))
+    pages = partial(SimpleHTTPRequestHandler, directory=HTML)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), pages)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -42,17 +37,15 @@ def address():
 @pytest.fixture(scope="session")
 def windows(browser):
     """One window for each width and scheme, with what its pages asked for and what failed."""
-    kept = {}
 
+    @cache
     def window(width: int, scheme: str):
-        if (width, scheme) not in kept:
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page.asked, page.failed = [], []
-            page.on("request", lambda request: page.asked.append(request.url))
-            page.on("response", lambda r: page.failed.append(r.url) if r.status >= 400 else None)
-            page.on("pageerror", lambda error: page.failed.append(str(error)))
-            kept[width, scheme] = page
-        return kept[width, scheme]
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.asked, page.failed = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("response", lambda r: page.failed.append(r.url) if r.status >= 400 else None)
+        page.on("pageerror", lambda error: page.failed.append(str(error)))
+        return page
 
     return window
 
@@ -85,20 +78,17 @@ CUT_OFF = """selector => {
         return beyond && !boxed(node.parentElement) || overfull && !boxed(node);
     }).map(node => node.outerHTML.slice(0, 200));
 }"""
-MAY_BE_WIDE = (
-    "img, svg, table, pre, .highlight, .table-wrapper, .math, mjx-container, details, p, li"
-)
+WIDE = "img, svg, table, pre, .highlight, .table-wrapper, .math, mjx-container, details, p, li"
 
 
 def test_nothing_is_cut_off_and_the_page_does_not_scroll_sideways(view):
-    width = "document.documentElement.scrollWidth <= window.innerWidth"
-    assert view.page.evaluate(width)
-    assert not view.page.evaluate(CUT_OFF, f"article :is({MAY_BE_WIDE})")
+    assert view.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert not view.page.evaluate(CUT_OFF, f"article :is({WIDE})")
 
 
 def test_pictures_are_loaded_and_said_in_words(view):
     pictures = view.page.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.src])")
-    assert pictures or view.name not in NOTEBOOKS
+    assert pictures or view.name not in NAMES
     for words, width, source in pictures:
         assert width > 0 and len(words) > 15 and source.rpartition("/")[2] not in words, source
 
@@ -156,14 +146,14 @@ def test_the_reader_can_choose_light_and_dark(windows, address):
 
 
 def test_navigation_is_in_the_order_of_the_series():
-    tree = html("index")[html("index").index("sidebar-tree") :]
+    tree = html("index").partition("sidebar-tree")[2]
     entries = r'class="toctree-l1"><a class="reference internal" href="(\w+)\.html"'
     assert re.findall(entries, tree)[: len(PAGES) - 1] == PAGES[1:]
     for before, after in zip(PAGES, PAGES[1:], strict=False):
         assert re.search(rf'class="next-page" href="{after}\.html"', html(before))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_notebook_opens_in_colab(name):
     address = r"https://colab\.research\.google\.com/github/[\w-]+/qlora-by-hand/blob/main"
     assert re.search(rf'class="colab[^"]*" href="{address}/notebooks/{name}\.ipynb"', html(name))

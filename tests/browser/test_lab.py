@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.browser.conftest import ROOT
+from tests.notebooks import ROOT, code_cells, copy_checkout, notebook, read, source
 
-FINE_TUNE, *NOTEBOOKS = (  # all others are executed by nbval, like these
-    next((ROOT / "notebooks").glob(f"{number}_*.ipynb")).name for number in ("05", "01")
-)
+# All others are executed by nbval, like these
+FINE_TUNE, LORA = (notebook(number).name for number in ("05", "01"))
 OWN = "05_own.ipynb"  # the same on a reader's own CSV
 FORM = {"DATA": "own.csv", "PROMPT_COLUMN": "question", "ANSWER_COLUMN": "reply", "STEPS": 40}
 LIMIT = 600  # seconds for one notebook on a busy machine; an idle one takes two minutes at most
@@ -42,23 +40,18 @@ STATE = """() => {
 }"""
 
 
-def copy_of_the_checkout(folder):
-    """What git would commit of this checkout, without stored outputs: what is seen was made."""
-    listed = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+def copy_without_outputs(folder):
+    """A copy of this checkout without stored outputs: what is seen was made."""
+    copy_checkout(folder)
     for path in (folder / "notebooks").glob("*.ipynb"):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
+        book = read(path)
+        for cell in book["cells"]:
             if cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = [], None
-        path.write_text(json.dumps(notebook), encoding="utf-8")
-    own = json.loads((folder / "notebooks" / FINE_TUNE).read_text(encoding="utf-8"))
-    form = next(cell for cell in own["cells"] if "DATA = " in "".join(cell["source"]))
-    form["source"] = "".join(form["source"])
+        path.write_text(json.dumps(book), encoding="utf-8")
+    own = read(folder / "notebooks" / FINE_TUNE)
+    form = next(cell for cell in own["cells"] if "DATA = " in source(cell))
+    form["source"] = source(form)
     for field, value in FORM.items():
         line = f"{field} = {value!r}"
         form["source"], found = re.subn(rf"(?m)^{field} = .*$", line, form["source"])
@@ -76,7 +69,7 @@ def lab(browser, tmp_path_factory):
         pytest.skip("JupyterLab is not installed: make .venv/ready")
     copy, home = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("jupyter")
     token, settings_folder = secrets.token_hex(16), home / "config" / "lab" / "user-settings"
-    copy_of_the_checkout(copy)
+    copy_without_outputs(copy)
     for name, settings in SETTINGS.items():
         path = settings_folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +79,10 @@ def lab(browser, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folders = {
-        f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")
-    }
-    settings = {"JUPYTER_PORT": str(port), "JUPYTER_TOKEN": token, "QLORA_PROFILE": "tiny"}
-    guard = {"PYTHONPATH": str(ROOT / "tests" / "guard")}
-    environment = os.environ | folders | settings | guard
+    kinds = ("config", "data", "runtime")
+    environment = os.environ | {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in kinds}
+    environment |= {"JUPYTER_PORT": str(port), "JUPYTER_TOKEN": token, "QLORA_PROFILE": "tiny"}
+    environment["PYTHONPATH"] = str(ROOT / "tests" / "guard")
     log = (home / "log").open("w")
     command = ["make", "--assume-old=.venv/ready", "lab"]  # its .venv is the checkout's
     options = {"cwd": copy, "env": environment, "stdout": log, "stderr": log}
@@ -132,14 +123,11 @@ def run_all(page, shots) -> list[dict]:
     pytest.fail(f"still running after {LIMIT} s: {states[-1]['prompts']}")
 
 
-@pytest.mark.parametrize("name", [FINE_TUNE, OWN, *NOTEBOOKS])
+@pytest.mark.parametrize("name", [FINE_TUNE, OWN, LORA])
 def test_run_all_cells(lab, browser, shots, name):
-    source = FINE_TUNE if name == OWN else name
-    notebook = json.loads((ROOT / "notebooks" / source).read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    figures = sum(
-        "image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]
-    )
+    cells = code_cells(notebook(name[:2]))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     # a workspace of its own: JupyterLab would open the notebook before it again, too
     stem = name.removesuffix(".ipynb")
@@ -153,12 +141,9 @@ def test_run_all_cells(lab, browser, shots, name):
         page.request.delete(f"{lab.address}/api/kernels/{kernel['id']}?token={lab.token}")
     page.close()
     assert not last["errors"], last["errors"][0]
-    seen = [
-        at
-        for at, cell in enumerate(cells, 1)
-        if not cell["metadata"].get("jupyter", {}).get("source_hidden")
-    ]
+    hidden = [cell["metadata"].get("jupyter", {}).get("source_hidden") for cell in cells]
     # in order, and a folded cell shows no number
+    seen = [at for at, folded in enumerate(hidden, 1) if not folded]
     assert [int(prompt.strip("[]: ")) for prompt in last["prompts"]] == seen
     figures -= name == OWN  # the scores of tickets
     assert last["kernel"] == "idle" and last["figures"] == figures

@@ -1,7 +1,6 @@
 """A pip that notes each call in PIP_SHIM_LOG (a JSON line) and links from PIP_SHIM_FROM to _TO.
 
-Like pip it reads a constraints file; unlike pip it fails on what would replace a package.
-"""
+Like pip it reads a constraints file; unlike pip it fails on what would replace a package."""
 
 import json
 import os
