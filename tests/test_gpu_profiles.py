@@ -1,6 +1,5 @@
 """The GPU profiles without a GPU: what each card gets, and that a T4 never meets bfloat16."""
 
-import ast
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from helpers import loading, memory, profiles, prompting, training
 from helpers.errors import TutorialError
-from tests.notebooks import ROOT, code_cells, notebook, source, tags
+from tests.notebooks import code_cells, notebook, source, tags
 
 
 @dataclass
@@ -155,26 +154,3 @@ def test_a_t4_stores_computes_trains_and_generates_without_bfloat16(on_a_t4, tok
         prompting.generate(model, tokenizer, ["Where is my order?"], 4, 1, progress=False)
     for phase in (preparing, generating, stepping, answering):
         assert phase.seen and torch.bfloat16 not in phase.seen
-
-
-def test_the_watch_sees_bfloat16_where_it_is(on_a_t4, tokenizer):
-    """The same model with only the compute dtype of its 4-bit layers in bfloat16."""
-    model = loading.load_base(on_a_t4, device="cpu")
-    for layer in loading.four_bit_layers(model).values():
-        layer.compute_dtype = torch.bfloat16
-    with Dtypes() as generating:
-        prompting.generate(model, tokenizer, ["hello"], 1, 1, progress=False)
-    assert torch.bfloat16 in generating.seen
-    assert torch.bfloat16 in stored_dtypes(model)
-
-
-def test_helpers_name_bfloat16_only_where_the_profile_decides():
-    """Anything more would be a dtype that a T4 does not have, chosen in passing."""
-    # the planner's cards but a T4; what can be quantized; on if the profile says so; the study of
-    # formats on the tiny Falcon; the files of merge and export
-    allowed = {"profiles": 6, "memory": 1, "nf4": 1, "training": 1, "study": 3, "adapters": 4}
-    for path in (ROOT / "helpers").glob("*.py"):
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        names = [getattr(node, "attr", getattr(node, "value", None)) for node in nodes]
-        found = sum(name in ("bfloat16", "bf16") for name in names if isinstance(name, str))
-        assert found <= allowed.get(path.stem, 0), f"{path.name}: take profile.dtype"
