@@ -90,11 +90,6 @@ def test_a_named_profile_shrinks_to_the_card_or_is_refused(monkeypatch):
         profiles.resolve("colab-t4")
 
 
-def test_every_gpu_profile_is_some_cards():
-    named = {profile.name for profile in profiles.PROFILES.values() if profile.gpu_bytes}
-    assert {row[1] for row in CARDS} >= named
-
-
 class Dtypes(TorchDispatchMode):
     """Notes the dtype of every tensor that any operation reads or makes while active."""
 

@@ -285,15 +285,6 @@ def test_largest_batch_is_the_last_that_fits():
     assert min(memory.GPUS.values()) < 9e9 < 190e9 < max(memory.GPUS.values())
 
 
-def test_more_tokens_never_take_less_and_parts_add_up():
-    config = memory.known_config(memory.FALCON_40B)
-    sizes = ((1, 128), (1, 256), (2, 256), (2, 512), (2, 4096))
-    plans = [memory.plan(config, memory.gpu_profile("", "L4", *size)) for size in sizes]
-    totals = [planned.total for planned in plans]
-    assert totals == sorted(set(totals))
-    assert totals[0] == sum(dataclasses.asdict(plans[0]).values())
-
-
 @pytest.mark.parametrize("model", memory.KNOWN_CONFIGS)
 def test_command_prints_the_plan_of_every_known_model(model, capsys):
     assert memory.main(["--model", model, "--gpu", "T4", "--length", "512"]) == 0
