@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -188,7 +189,7 @@ def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict
 def report(record: dict, test: Dataset, **answers: Sequence[str]) -> None:
     """Print three prompts, shortened, with their answers by name; then the scores."""
     for i, row in enumerate(test.select(range(min(3, len(test))))):
-        print("message  ", row["prompt"][:300])
+        print("message  ", textwrap.shorten(row["prompt"], 300, placeholder=" ..."))
         for name, texts in (*answers.items(), ("wanted", test["answer"])):
             print(f"  {name:<8}{texts[i]!r}")
     columns = {"before": "before", "after": "after", "reworded": "after_reworded"}
@@ -207,8 +208,7 @@ def run(
     cache: str | None = None,
     data: str = "data/tickets",
 ) -> dict | None:
-    """The whole run; writes adapter and results.json to `output` (default runs/<profile>), returns
-    it.
+    """The whole run; adapter and results.json, which is returned, go to `output` (runs/<profile>).
 
     `splits`: train, validation, test, perhaps test_reworded (default: the tickets); `data` names
     them. `scoring` False leaves the scores out; `cache`: see `loading.load_base`. Of several
