@@ -1,5 +1,4 @@
-"""Adapters in use: find or train one, several on one base; answers, merging and GGUF from the
-terminal.
+"""Adapters in use: find or train one, several on one base; answers, merges, GGUF in a terminal.
 
 `python -m helpers.adapters ask runs/tiny/adapter`, then type, or pipe one message a line through
 it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
@@ -77,17 +76,18 @@ def trained(task: str, profile: Profile, seed: int = 0) -> Trained:
 
 
 def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> Trained:
-    """Train a task's adapter and score it on the test split; both go to `output`."""
+    """Train a task's adapter and score it on both test splits; all goes to `output`."""
     tokenizer = loading.load_tokenizer(profile)
     train = records.read_tickets("train", TASKS[task].column)
     encoded, _ = prompting.encode(train, tokenizer, profile.max_length)
     base = loading.load_base(profile)
     proof, model = loading.prove_4bit(base), loading.attach_lora(base, profile, seed)
     outcome = training.fine_tune(model, tokenizer, encoded, profile, output, seed)
-    test, limits = records.read_tickets("test"), (profile.max_new_tokens, profile.eval_batch)
-    answers = prompting.generate(model, tokenizer, test["prompt"], *limits, progress=False)
-    scores = {"after": TASKS[task].score(answers, test["answer"]), "after_reworded": None}
-    more = {"data": f"tickets: {task}"} | scores
+    limits, more = (profile.max_new_tokens, profile.eval_batch), {"data": f"tickets: {task}"}
+    for key, split in {"after": "test", "after_reworded": "test_reworded"}.items():
+        rows = records.read_tickets(split)
+        answers = prompting.generate(model, tokenizer, rows["prompt"], *limits, progress=False)
+        more[key] = TASKS[task].score(answers, rows["answer"])
     record = training.collect(profile, seed, model, proof, outcome, **more)
     return Trained(training.save(model, tokenizer, profile, record, output), record)
 
@@ -163,18 +163,17 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     tokenizer = loading.load_tokenizer(profile)
     model = loading.load_adapter(loading.load_base(profile), folder, profile)
     card = Path(folder, "README.md")
-    told = re.search(r"max_new_tokens=(\d+)", card.read_text("utf-8") if card.exists() else "")
-    limit = int(told[1]) if told else 256
-    longest = model.config.max_position_embeddings - limit
+    text = card.read_text("utf-8", "replace") if card.exists() else ""
+    told, most = re.search(r"max_new_tokens=(\d+)", text), model.config.max_position_embeddings
+    limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
+    longest = most - limit
 
     def problem(message: str) -> str:
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
         if tokens <= longest and prompting.END not in message:
             return ""
-        return (
-            f"the message has {tokens:,} tokens with its template, or contains the end token "
-            f"{prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
-        )
+        wrong = f"the message has {tokens:,} tokens with its template, or contains the end token"
+        return f"{wrong} {prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
 
     typing, options = sys.stdin.isatty(), {"max_new_tokens": limit}
     if typing:

@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import huggingface_hub
 import torch
@@ -109,13 +108,17 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
     )
 
 
-def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def falcon_made_of_plain_linear() -> Iterator[None]:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
-    transformers 5.5 and later quantize only layers whose class is exactly `nn.Linear`.
-    `FalconLinear` is a subclass that adds its own spelling of x @ W.T, so the model computes the
-    same."""
-    return mock.patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
+    transformers 5.5 and later quantize only layers of exactly this class. `FalconLinear` is a
+    subclass with its own spelling of x @ W.T, so the model computes the same."""
+    original, modeling_falcon.FalconLinear = modeling_falcon.FalconLinear, torch.nn.Linear
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = original
 
 
 def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):

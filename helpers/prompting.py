@@ -30,10 +30,8 @@ def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
     prompt_ids = tokenizer(build_prompt(prompt))["input_ids"]
     answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
     answer_ids = [*answer_ids, tokenizer.eos_token_id]
-    return {
-        "input_ids": prompt_ids + answer_ids,
-        "labels": [IGNORED] * len(prompt_ids) + answer_ids,
-    }
+    labels = [IGNORED] * len(prompt_ids) + answer_ids
+    return {"input_ids": prompt_ids + answer_ids, "labels": labels}
 
 
 def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[int]]:
