@@ -368,7 +368,7 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     assert len(errors) == 2 and "contains the end token" in errors[0] and "shorten it" in errors[1]
     model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
     limit = RECORD["max_new_tokens"]  # of the README beside the adapter
-    assert "is cut off at" in process.stderr.decode()
+    assert 0 < process.stderr.decode().count("is cut off at") < len(answers)
     own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)
     assert [" ".join(answer.split()) for answer in own] == answers[:2]
 
@@ -393,6 +393,8 @@ def test_an_adapter_names_the_base_of_its_profile(tmp_path):
     profile = adapters.profile_for(str(tmp_path), None)
     assert (profile.model, profile.revision) == (profiles.FALCON_7B, "abc")
     assert adapters.profile_for(str(tmp_path), "tiny").model == TINY.model
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert adapters.profile_for(str(tmp_path), None) == TINY
 
 
 def test_a_line_is_answered_before_the_next_one_is_read():

@@ -39,6 +39,7 @@ def test_hardware_table_is_computed(profile):
         name = profile.name.split("-")[1].upper()
         gpu = next(gpu for gpu in memory.GPUS if gpu.startswith(name))
         card = f"{name}, {memory.GPUS[gpu] / 1e9:.1f} GB"
+        assert profile.gpu_bytes == {"T4": 15, "L4": 23, "A100": 40}[name] * 10**9  # its name says
         plan = memory.plan(memory.known_config(profile.model), profile)
         need = f"{plan.total / 1e9:.1f} GB"
     batch = f"{profile.micro_batch} (× {profile.accumulation}) × {profile.max_length}"

@@ -151,6 +151,8 @@ ONE_ROW = {
     "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
     "answer of the user": (as_line(answer="User: c"), "User: or Assistant: begins"),
     "prompt of the assistant": (as_line("Assistant: c"), "User: or Assistant: begins"),
+    "prompt begins two turns": (as_line("User: User: c"), "User: or Assistant: begins"),
+    "answer begins two": (as_line(answer="Assistant: Assistant: c"), "User: or Assistant: begins"),
     "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
     "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
     "chat and answer": (as_line(CHAT), "'prompt' has the roles .*take turns"),

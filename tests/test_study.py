@@ -194,4 +194,5 @@ def test_the_mlp_alone_has_product_and_order_right_and_lacks_the_urgency(stored)
     answers = prompting.generate(model, study.tokenizer(), test["prompt"], 48, 50, progress=False)
     fields = evaluation.score_tickets(answers, test["answer"])["fields"]
     assert fields["product"] > 0.98 and fields["order"] > 0.98
+    assert min(fields, key=fields.get) == "urgency"
     assert fields["urgency"] == pytest.approx(found["test_exact"], abs=0.05)  # nearly all it lacks

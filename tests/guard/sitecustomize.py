@@ -1,10 +1,7 @@
 """Network guard: with this folder on PYTHONPATH, a Python process may only connect to loopback.
 
-An attempt raises OSError, and is noted in the file NETWORK_GUARD_LOG (if set), since a library may
-swallow the error. Beside it, processes start a third faster: garbage is looked for rarely."""
+An attempt raises OSError, noted in the file NETWORK_GUARD_LOG (if set): libraries may swallow it."""
 
-import atexit
-import gc
 import ipaddress
 import os
 import socket
@@ -43,6 +40,3 @@ def _guarded_getaddrinfo(host, *args, **kwargs):
 _getaddrinfo = socket.getaddrinfo
 socket.socket = _GuardedSocket
 socket.getaddrinfo = _guarded_getaddrinfo
-# Imports make a million objects, and all of them stay
-gc.set_threshold(10_000)
-atexit.register(gc.freeze)
