@@ -1,6 +1,6 @@
 """Network guard: with this folder on PYTHONPATH, a Python process may only connect to loopback.
 
-An attempt raises OSError, noted in the file NETWORK_GUARD_LOG (if set): libraries may swallow it."""
+An attempt raises OSError, noted in NETWORK_GUARD_LOG (if set): a library may swallow it."""
 
 import ipaddress
 import os
