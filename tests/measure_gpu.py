@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import statistics
 import tempfile
 import time
 import traceback
@@ -25,6 +26,7 @@ from helpers.environment import ROOT
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 
 MEASURED = ROOT / "data" / "measured" / "gpu.json"
+IN_TURNS = "answers of 4 and 16 bits in turns"
 WARM_UP = 3  # steps that are not timed: kernels are chosen and memory is first taken
 
 
@@ -172,36 +174,44 @@ def attention_bytes(dtype: torch.dtype, length: int = 2048, heads: int = 71) -> 
 
 
 @torch.inference_mode()
-def answer(model, batch: int, prompt: int = 64, new: int = 48) -> dict:
-    """Seconds a step of greedy answers to `batch` prompts of so many tokens; the peak."""
+def answer(model, batch: int, prompt: int = 64, new: int = 48) -> float:
+    """Seconds a token of greedy answers to `batch` prompts of so many tokens."""
     model.config.use_cache = True
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 1000, (batch, prompt), generator=draw).to(model.device)
     options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": new}
     options |= {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-    seconds = []
-    for _ in range(2):  # the first is not counted
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        began = time.monotonic()
-        assert model.generate(ids, **options).shape == (batch, prompt + new)  # on the CPU by now
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.monotonic() - began) / new)
-    return {"batch": batch, "seconds_per_token": round(seconds[-1], 5)} | allocated()
+    began = time.monotonic()
+    answers = model.generate(ids, **options).cpu()  # waits for the card
+    assert answers.shape == (batch, prompt + new)
+    return (time.monotonic() - began) / new
+
+
+def answers_in_turns(profile: Profile, device: str, turns: int = 7) -> dict:
+    """A 4-bit and a 16-bit base answer in turns, so that what else slows the machine down slows
+    both; the first turn is not counted. Medians of seconds a token; the ratio turn by turn."""
+    bases = [load(profile, device, four_bit)[0] for four_bit in (True, False)]
+    measured = {}
+    for batch in (1, 16, 64):
+        both = [[answer(base, batch) for base in bases] for _ in range(turns)][1:]
+        four, sixteen = (statistics.median(seconds) for seconds in zip(*both, strict=True))
+        ratios = sorted(round(a / b, 3) for a, b in both)
+        measured[f"batch {batch}"] = {
+            "four_bit": round(four, 5),
+            "sixteen_bit": round(sixteen, 5),
+            "times_as_long": [ratios[0], round(statistics.median(ratios), 3), ratios[-1]],
+        }
+        note(IN_TURNS, measured)
+    return measured
 
 
 def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
-    """QLoRA with as much memory as the profile's card has: loaded, answering, training at its full
+    """QLoRA with as much memory as the profile's card has: loaded, training at its full
     batch and length, with lengths that vary, one example of `long` tokens, the batch `largest` that
     is planned to fit, and a quarter more, both with lengths that vary."""
     tokenizer, measured = loading.load_tokenizer(profile), {}
     with room(profile.gpu_bytes and profile.gpu_bytes - memory.CUDA_CONTEXT):
         model, measured["loaded"] = load(profile, device)
-        for batch in (1, 16):
-            measured[f"answers, batch {batch}"] = answer(model, batch)
-            note(name, measured)
         model = attach(model, profile)
         one = dataclasses.replace(profile, accumulation=1)
         varied = list(range(32, profile.max_length + 1, 7))
@@ -222,13 +232,10 @@ def profile_runs(name: str, profile: Profile, device: str, long: int, largest: i
 
 
 def lora_runs(name: str, profile: Profile, device: str) -> dict:
-    """16-bit LoRA with the whole card: loaded, answering, training at the full batch."""
+    """16-bit LoRA with the whole card: loaded, training at the full batch."""
     tokenizer, measured = loading.load_tokenizer(profile), {}
     with room(None):
         model, measured["loaded"] = load(profile, device, four_bit=False)
-        for batch in (1, 16):
-            measured[f"answers, batch {batch}"] = answer(model, batch)
-            note(name, measured)
         model = attach(model, profile, four_bit=False)
         measured["full"] = train(model, tokenizer, profile, 8, "lora")
         note(name, measured)

@@ -72,15 +72,21 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
 
 @on_gpu
 def test_16_bit_lora_beside_qlora():
-    """The largest profile on a base that is not quantized: memory, step time, answers."""
+    """The largest profile on a base that is not quantized: memory and step time."""
     profile = at_full_size(profiles.PROFILES["colab-a100"])
     assert_as_planned(measure_gpu.lora_runs("16-bit LoRA, colab-a100", profile, "cuda"))
 
 
 @on_gpu
+def test_answers_of_4_and_16_bits_take_turns():
+    profile = at_full_size(profiles.PROFILES["colab-a100"])
+    assert len(measure_gpu.answers_in_turns(profile, "cuda")) == 3
+
+
+@on_gpu
 @pytest.mark.parametrize(("name", "card"), CARDS.items())
 def test_a_profile_takes_no_more_than_planned(name, card):
-    """With as much memory as its card has; answers too."""
+    """With as much memory as its card has."""
     profile = at_full_size(profiles.PROFILES[name])
     largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
     assert_as_planned(measure_gpu.profile_runs(name, profile, "cuda", 2048, largest))
@@ -141,7 +147,7 @@ def test_what_was_measured_is_at_most_what_is_planned():
         for run in (values.values() if isinstance(values, dict) else ())
         if isinstance(run, dict) and "method" in run
     ]
-    assert sum("H100" in card for card, _ in runs) == 25
+    assert sum("H100" in card for card, _ in runs) == 39
     assert all(1 <= measure_gpu.ratio(run) <= 1.11 for _, run in runs)
 
 
@@ -167,3 +173,6 @@ def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
     assert all(run["tokens_per_second"] > 0 for run in runs)
     written = json.loads(measure_gpu.MEASURED.read_text())["cpu"]
     assert written["16-bit"]["full"] == found[-1]
+    for found in measure_gpu.answers_in_turns(profile, "cpu", turns=2).values():
+        low, middle, high = found["times_as_long"]
+        assert 0 < low <= middle <= high and found["four_bit"] > 0
