@@ -9,6 +9,7 @@ stopped goes on from its last checkpoint as if nothing had happened.
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -128,6 +129,8 @@ def measure(model, corpus: Corpus, tokenizer, held_out: torch.Tensor) -> dict[st
 def reading(model, tokenizer, messages: int = 100) -> dict[str, float]:
     """The share of validation messages whose topic and whose urgency the agent restates rightly."""
     rows = records.read_tickets("validation").select(range(messages))
+    tokenizer = copy.deepcopy(tokenizer)  # the one that is saved has no padding token
+    tokenizer.pad_token = tokenizer.eos_token
     answers = prompting.generate(model, tokenizer, rows["prompt"], 80, messages, progress=False)
     tickets = [json.loads(answer) for answer in rows["answer"]]
     topic = urgency = 0
