@@ -111,8 +111,8 @@ def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     config = memory.known_config(profiles.FALCON_7B)
     config.num_hidden_layers, config.vocab_size = 1, 512
     FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    cpu = profiles.PROFILES["cpu-7b"]
-    profile = dataclasses.replace(cpu, model=str(tmp_path), revision=None)
+    changes = {"model": str(tmp_path), "revision": None, "compute_dtype": "bfloat16"}
+    profile = dataclasses.replace(T4, gpu_bytes=0, **changes)
     model = loading.load_base(profile)
     assert loading.prove_4bit(model).linear4bit_modules == 4
     assert model.lm_head.weight.dtype == torch.bfloat16
