@@ -257,11 +257,6 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     return model
 
 
-def trainable_parameters(model: torch.nn.Module) -> int:
-    """How many numbers training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def save_adapter(
     model: PeftModel, folder: str | Path, profile: Profile, record: dict, tokenizer=None
 ) -> Path:

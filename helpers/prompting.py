@@ -9,7 +9,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import DataCollatorForSeq2Seq
 
-from helpers.errors import DataError, TutorialError
+from helpers.errors import DataError
 
 IGNORED = -100  # the label that cross entropy leaves out
 TURNS = ("\nUser:", "\nAssistant:")  # what begins a turn in the template
@@ -152,9 +152,6 @@ def generate(
     """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
 
     Puts the model into eval mode with its cache on, and back as it was."""
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise TutorialError(f"{name} is {value!r}: give a whole number of at least 1")
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers = [""] * len(prompts)
     was_training, used_cache = model.training, model.config.use_cache

@@ -24,15 +24,7 @@ from transformers import FalconConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from helpers import (
-    checkpoints,
-    environment,
-    loading,
-    memory,
-    prompting,
-    records,
-    training,
-)
+from helpers import checkpoints, environment, loading, memory, prompting, records, training
 from helpers.errors import ModelError, TutorialError
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 from tests import random_falcon
@@ -112,7 +104,7 @@ def resume(profile: Profile, work: Path) -> dict:
         "resumed_steps": steps,
         "losses": [round(loss, 4) for loss in result["losses"]],
         "seconds_a_step": round(result["train_seconds"] / steps, 1),
-        "trainable_parameters": loading.trainable_parameters(model),
+        "trainable_parameters": model.num_parameters(only_trainable=True),
         "base_unchanged": loading.base_fingerprint(model) == before,
     }
 
