@@ -312,16 +312,13 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
-        promised = get_peft_model_state_dict(model, save_embedding_layers=False)
-        both = promised.keys() & tensors.keys()
-        for problem, keys in {
-            "missing": promised.keys() - tensors.keys(),
-            "unexpected": tensors.keys() - promised.keys(),
-            "of another shape": [k for k in both if promised[k].shape != tensors[k].shape],
-            "not finite": [k for k, tensor in tensors.items() if not tensor.isfinite().all()],
-        }.items():
-            if keys:
-                raise ValueError(f"{len(keys)} of its tensors are {problem}, such as {min(keys)}")
+        made = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name in made | tensors:
+            has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
+            if has != wanted:
+                raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"{name} is not finite")
     except Exception as error:  # peft, safetensors, json and the file system share no base class
         raise AdapterError(
             f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "
