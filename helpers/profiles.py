@@ -130,8 +130,9 @@ PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
 
 
 def fitted(profile: Profile) -> Profile:
-    """A GPU profile as the first card holds it by plan: as many of a step's examples at a time as
-    fit, accumulation makes up the rest. TutorialError if not one fits, or there is no GPU."""
+    """A GPU profile as the first card holds it by plan: in bfloat16 where the card has it, as many
+    of a step's examples at a time as fit, accumulation makes up the rest. TutorialError if not one
+    fits, or there is no GPU."""
     from helpers import memory  # which is built on this module
 
     wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
@@ -139,8 +140,8 @@ def fitted(profile: Profile) -> Profile:
         way_out += ", or in Colab: Runtime > Change runtime type > T4"
         raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
-    if profile.compute_dtype == "bfloat16" and card.major < 8:  # it came with Ampere
-        profile = replace(profile, compute_dtype="float16")
+    dtype = "bfloat16" if card.major >= 8 else "float16"  # it came with Ampere
+    profile = replace(profile, compute_dtype=dtype)
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
     for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
@@ -153,14 +154,13 @@ def fitted(profile: Profile) -> Profile:
 
 def detect() -> Profile:
     """The largest GPU profile made for as much memory as the first card has, else the smallest if
-    it fits, in bfloat16 where the card has it; without such a card `tiny`."""
+    it fits; without such a card `tiny`."""
     if not torch.cuda.is_available():
         return _TINY
-    card = torch.cuda.get_device_properties(0)
-    large = (p for p in (_A100, _L4) if card.total_memory >= 0.93 * p.gpu_bytes)
-    dtype = "bfloat16" if card.major >= 8 else "float16"
+    room = torch.cuda.get_device_properties(0).total_memory
+    large = (profile for profile in (_A100, _L4) if room >= 0.93 * profile.gpu_bytes)
     try:
-        return fitted(replace(next(large, _T4), compute_dtype=dtype))
+        return fitted(next(large, _T4))
     except TutorialError:
         return _TINY
 

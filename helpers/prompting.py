@@ -73,11 +73,11 @@ def check_labels(encoded: Dataset) -> None:
         )
 
 
-def answer_limit(encoded: Dataset, room: int = 4, most: int = 256) -> int:
-    """How many new tokens an answer may take: the longest one to learn, end token included, and
-    `room`. A limit that is too small would score right answers 0 without a word."""
+def answer_limit(encoded: Dataset) -> int:
+    """How many new tokens an answer may take: the longest one to learn, end token included, and 4
+    more, at most 256. A limit that is too small would score right answers 0 without a word."""
     longest = max(len(labels) - labels.count(IGNORED) for labels in encoded["labels"])
-    return min(most, longest + room)
+    return min(256, longest + 4)
 
 
 def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:

@@ -144,9 +144,12 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         raise DataError(f"prompt and answer are the same column {last!r}: name two")
     firsts = [column for column in firsts if column in columns]
     unused = [repr(column) for column in columns if column not in (*firsts, last)]
-    line = f"read as {label}: " * (not prompts and not answer)
-    line += " + ".join(firsts) + f" -> {last}" * bool(last)
-    return firsts, last, line + f"; not used: {', '.join(unused)}" * bool(unused)
+    line = " + ".join(firsts) + (f" -> {last}" if last else "")
+    if not prompts and not answer:
+        line = f"read as {label}: {line}"
+    if unused:
+        line += f"; not used: {', '.join(unused)}"
+    return firsts, last, line
 
 
 def _pair(
