@@ -32,7 +32,7 @@ BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
 
 class Task(NamedTuple):
-    """What an adapter learns from the customer messages; both tasks are scored against tickets."""
+    """What an adapter learns from the customer messages."""
 
     column: str  # of data/tickets: what the answer is
     score: Callable[[Sequence[str], Sequence[str]], dict]
@@ -85,7 +85,7 @@ def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> T
     outcome = training.fine_tune(model, tokenizer, encoded, profile, output, seed)
     limits, more = (profile.max_new_tokens, profile.eval_batch), {"data": f"tickets: {task}"}
     for key, split in {"after": "test", "after_reworded": "test_reworded"}.items():
-        rows = records.read_tickets(split)
+        rows = records.read_tickets(split, TASKS[task].column)
         answers = prompting.generate(model, tokenizer, rows["prompt"], *limits, progress=False)
         more[key] = TASKS[task].score(answers, rows["answer"])
     record = training.collect(profile, seed, model, proof, outcome, **more)

@@ -29,7 +29,6 @@ from helpers.environment import MEMORY_RAN_OUT, replace_folder
 from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
-BASE_SHA256 = "base.sha256"  # the file beside an adapter that names the bits of its base
 FILES = ["*.json", "*.safetensors"]  # what is fetched of a model: no pickles, no code
 SPARE = 10**9  # bytes of disk for tokenizer, adapter and checkpoints: an allowance
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
@@ -130,9 +129,9 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
     options = {"revision": profile.revision, "quantization_config": quantization_config(profile)}
     if cache:
         stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
-        decides = [str(options), transformers.__version__, torch.__version__]
-        decides += [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+        files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        decides = f"{options} {transformers.__version__} {torch.__version__} {files}"
+        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
         if not copy.exists():
             print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
@@ -257,22 +256,16 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     return model
 
 
-def trainable_parameters(model: torch.nn.Module) -> int:
-    """How many numbers training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def save_adapter(
     model: PeftModel, folder: str | Path, profile: Profile, record: dict, tokenizer=None
 ) -> Path:
-    """Write adapter, README (from the run's `record`, keys as in results.json), tokenizer and
-    BASE_SHA256 to `folder`, all or nothing."""
+    """Write adapter, README (from the run's `record`, keys as in results.json) and tokenizer to
+    `folder`, all or nothing."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
     targets = sorted({n.split(".")[-1] for n in model.peft_config["default"].target_modules})
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
         model.save_pretrained(part, save_embedding_layers=False)
-        (part / BASE_SHA256).write_text(base_fingerprint(model) + "\n")
         if tokenizer:
             tokenizer.save_pretrained(part)
         card = str(ModelCard.from_template(data, **facts))
@@ -317,16 +310,13 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
-        promised = get_peft_model_state_dict(model, save_embedding_layers=False)
-        both = promised.keys() & tensors.keys()
-        for problem, keys in {
-            "missing": promised.keys() - tensors.keys(),
-            "unexpected": tensors.keys() - promised.keys(),
-            "of another shape": [k for k in both if promised[k].shape != tensors[k].shape],
-            "not finite": [k for k, tensor in tensors.items() if not tensor.isfinite().all()],
-        }.items():
-            if keys:
-                raise ValueError(f"{len(keys)} of its tensors are {problem}, such as {min(keys)}")
+        made = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name in made | tensors:
+            has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
+            if has != wanted:
+                raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"{name} is not finite")
     except Exception as error:  # peft, safetensors, json and the file system share no base class
         raise AdapterError(
             f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "

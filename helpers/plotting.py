@@ -1,6 +1,5 @@
 """The look of every figure, and the figures that more than one notebook draws."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -22,14 +21,7 @@ def set_style() -> None:
     plt.rc("axes", titlesize=13, titleweight="bold", titlelocation="left", grid=True)
     plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]))
     plt.rc("axes.spines", top=False, right=False)
-    # log axes say 0.002 and 100; see powers_of_ten for those that reach farther
-    plt.rc("axes.formatter", min_exponent=5)
-
-
-def powers_of_ten(axis) -> None:
-    """Label a log axis that spans many decades with powers of ten, all of them."""
-    axis.set_major_formatter(lambda value, _: f"$10^{{{round(math.log10(value))}}}$")
-    axis.set_minor_formatter("")
+    plt.rc("axes.formatter", min_exponent=5)  # log axes say 0.002 and 100
 
 
 def show_loss(history: Sequence[Mapping], total: int, left: float | None, handle=None):
@@ -60,20 +52,6 @@ def show_loss(history: Sequence[Mapping], total: int, left: float | None, handle
         handle = display(figure, display_id=True)
     plt.close(figure)
     return handle
-
-
-def draw_grouped_bars(axes, labels: Sequence[str], groups: Mapping[str, Sequence[float]]) -> None:
-    """For each label one bar a group: shares in [0, 1], written on the bars. The first group is
-    grey, the ground to compare with."""
-    width, colors = 0.8 / len(groups), (GREY, BLUE, ORANGE, GREEN)
-    for k, (name, values) in enumerate(groups.items()):
-        places = [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))]
-        bars = axes.bar(places, values, width * 0.95, color=colors[k], label=name)
-        axes.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
-    axes.set_ylim(0, 1.12)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))
 
 
 def draw_intervals(axes, values: Mapping, interval, color=BLUE, shift=0.0, label=None) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
@@ -15,8 +15,7 @@ FALCON_7B_REVISION = "ec89142b67d748a1865ea4451372db8313ada0d8"
 # The four linear kinds of a Falcon layer
 ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 DTYPES = ("bfloat16", "float16", "float32")
-COUNTS = "micro_batch accumulation max_steps save_steps eval_batch max_new_tokens lora_r".split()
-AT_LEAST = {"max_length": 2, "warmup_steps": 0} | dict.fromkeys(COUNTS, 1)  # of whole numbers
+MAY_BE_ZERO = ("gpu_bytes", "warmup_steps")  # all other whole numbers are at least 1
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,17 @@ class Profile:
     activation_checkpointing: bool = True
 
     def __post_init__(self):
-        values, wrong = vars(self), {}
-        for name, least in AT_LEAST.items():
-            if type(values[name]) is not int or values[name] < least:  # True is an int as well
-                wrong[name] = f"a whole number of at least {least}"
-        for name in ("learning_rate", "lora_alpha"):
-            if not isinstance(values[name], int | float) or not 0 < values[name] < math.inf:
-                wrong[name] = "a finite number above 0"
+        wanted = {}  # of each wrong field
+        for field in fields(self):
+            value, least = getattr(self, field.name), int(field.name not in MAY_BE_ZERO)
+            if field.type is int and (not isinstance(value, int) or value < least):
+                wanted[field.name] = f"a whole number of at least {least}"
+        if not 0 < self.learning_rate < math.inf:
+            wanted["learning_rate"] = "a finite number above 0"
         if self.compute_dtype not in DTYPES:
-            wrong["compute_dtype"] = f"one of {', '.join(DTYPES)}"
-        if not self.target_modules:
-            wrong["target_modules"] = "at least one kind of linear layer"
-        if wrong:
-            told = [f"{name} is {values[name]!r}, give {wanted}" for name, wanted in wrong.items()]
+            wanted["compute_dtype"] = f"one of {', '.join(DTYPES)}"
+        if wanted:
+            told = [f"{name} is {getattr(self, name)!r}, give {wanted[name]}" for name in wanted]
             raise TutorialError(f"profile {self.name!r}: {'; '.join(told)}")
 
     @property
@@ -129,25 +126,13 @@ _L4 = replace(
     accumulation=2,
 )
 _A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1)
-_CPU = replace(  # for the rehearsal at full size, data/rehearsal
-    _T4,
-    name="cpu-7b",
-    gpu_bytes=0,
-    compute_dtype="bfloat16",
-    max_length=64,
-    micro_batch=1,
-    accumulation=1,
-    max_steps=4,
-    save_steps=2,
-    eval_batch=1,
-    max_new_tokens=8,
-)
-PROFILES = {profile.name: profile for profile in (_TINY, _CPU, _T4, _L4, _A100)}
+PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
 
 
 def fitted(profile: Profile) -> Profile:
-    """A GPU profile as the first card holds it by plan: as many of a step's examples at a time as
-    fit, accumulation makes up the rest. TutorialError if not one fits, or there is no GPU."""
+    """A GPU profile as the first card holds it by plan: in bfloat16 where the card has it, as many
+    of a step's examples at a time as fit, accumulation makes up the rest. TutorialError if not one
+    fits, or there is no GPU."""
     from helpers import memory  # which is built on this module
 
     wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
@@ -155,8 +140,8 @@ def fitted(profile: Profile) -> Profile:
         way_out += ", or in Colab: Runtime > Change runtime type > T4"
         raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
-    if profile.compute_dtype == "bfloat16" and card.major < 8:  # it came with Ampere
-        profile = replace(profile, compute_dtype="float16")
+    dtype = "bfloat16" if card.major >= 8 else "float16"  # it came with Ampere
+    profile = replace(profile, compute_dtype=dtype)
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
     for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
@@ -169,14 +154,13 @@ def fitted(profile: Profile) -> Profile:
 
 def detect() -> Profile:
     """The largest GPU profile made for as much memory as the first card has, else the smallest if
-    it fits, in bfloat16 where the card has it; without such a card `tiny`."""
+    it fits; without such a card `tiny`."""
     if not torch.cuda.is_available():
         return _TINY
-    card = torch.cuda.get_device_properties(0)
-    large = (p for p in (_A100, _L4) if card.total_memory >= 0.93 * p.gpu_bytes)
-    dtype = "bfloat16" if card.major >= 8 else "float16"
+    room = torch.cuda.get_device_properties(0).total_memory
+    large = (profile for profile in (_A100, _L4) if room >= 0.93 * profile.gpu_bytes)
     try:
-        return fitted(replace(next(large, _T4), compute_dtype=dtype))
+        return fitted(next(large, _T4))
     except TutorialError:
         return _TINY
 

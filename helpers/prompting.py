@@ -9,7 +9,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import DataCollatorForSeq2Seq
 
-from helpers.errors import DataError, TutorialError
+from helpers.errors import DataError
 
 IGNORED = -100  # the label that cross entropy leaves out
 TURNS = ("\nUser:", "\nAssistant:")  # what begins a turn in the template
@@ -73,11 +73,11 @@ def check_labels(encoded: Dataset) -> None:
         )
 
 
-def answer_limit(encoded: Dataset, room: int = 4, most: int = 256) -> int:
-    """How many new tokens an answer may take: the longest one to learn, end token included, and
-    `room`. A limit that is too small would score right answers 0 without a word."""
+def answer_limit(encoded: Dataset) -> int:
+    """How many new tokens an answer may take: the longest one to learn, end token included, and 4
+    more, at most 256. A limit that is too small would score right answers 0 without a word."""
     longest = max(len(labels) - labels.count(IGNORED) for labels in encoded["labels"])
-    return min(most, longest + room)
+    return min(256, longest + 4)
 
 
 def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
@@ -152,9 +152,6 @@ def generate(
     """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
 
     Puts the model into eval mode with its cache on, and back as it was."""
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise TutorialError(f"{name} is {value!r}: give a whole number of at least 1")
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers = [""] * len(prompts)
     was_training, used_cache = model.training, model.config.use_cache

@@ -144,9 +144,12 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         raise DataError(f"prompt and answer are the same column {last!r}: name two")
     firsts = [column for column in firsts if column in columns]
     unused = [repr(column) for column in columns if column not in (*firsts, last)]
-    line = f"read as {label}: " * (not prompts and not answer)
-    line += " + ".join(firsts) + f" -> {last}" * bool(last)
-    return firsts, last, line + f"; not used: {', '.join(unused)}" * bool(unused)
+    line = " + ".join(firsts) + (f" -> {last}" if last else "")
+    if not prompts and not answer:
+        line = f"read as {label}: {line}"
+    if unused:
+        line += f"; not used: {', '.join(unused)}"
+    return firsts, last, line
 
 
 def _pair(
@@ -360,19 +363,10 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
 def _parse(data: bytes) -> dict | list | str:
     """The JSON object or list in `data`, or, as a str, why there is none."""
     try:
-        value = DECODER.decode(data.decode("utf-8-sig", "surrogateescape"))
+        value = json.loads(data.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return value if isinstance(value, dict | list) else f"a JSON {type(value).__name__}"
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    if len(row := dict(pairs)) < len(pairs):
-        raise ValueError("it names a column twice")
-    return row
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:
@@ -423,21 +417,12 @@ def inspect_data(train: Dataset, test: Dataset, dropped: Sequence[Dropped] = ())
 
 
 def own_splits(
-    source: str | Path,
-    prompt_column: str | Sequence[str] | None = None,
-    answer_column: str | None = None,
-    split: str = "train",
-    config: str | None = None,
-    drop_bad_rows: bool = False,
-    seed: int = 0,
-    least: int = 1,
-    special_tokens: Sequence[str] = (END,),
+    source: str | Path, drop_bad_rows: bool = False, seed: int = 0, least: int = 1, **options
 ) -> dict[str, Dataset]:
-    """Your own data as train (`least` rows or more), validation and test, by `read_records` and
-    twice `split_records`; what was found in it is printed."""
-    columns, options, dropped = (prompt_column, answer_column), (split, config), []
-    bad = dropped if drop_bad_rows else None
-    data = read_records(source, *columns, *options, bad, special_tokens)
+    """Your own data as train (`least` rows or more), validation and test, by `read_records`, which
+    gets the `options`, and twice `split_records`; what was found in it is printed."""
+    dropped = []
+    data = read_records(source, dropped=dropped if drop_bad_rows else None, **options)
     print(data.info.description)
     rest, test = split_records(data, seed, _enough(least), dropped)
     train, validation = split_records(rest, seed, least, dropped)

@@ -326,11 +326,17 @@ def main(arguments: list[str] | None = None) -> int:
         profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
         splits, data = None, "data/tickets"
         if args.data:
-            columns, options = (args.prompt_column, args.answer_column), (args.split, args.config)
-            batch = profile.micro_batch * profile.accumulation
-            special = loading.load_tokenizer(profile).all_special_tokens
-            rules = (args.drop_bad_rows, args.seed, batch, special)
-            splits = records.own_splits(args.data, *columns, *options, *rules)
+            splits = records.own_splits(
+                args.data,
+                args.drop_bad_rows,
+                args.seed,
+                least=profile.micro_batch * profile.accumulation,
+                prompt_column=args.prompt_column,
+                answer_column=args.answer_column,
+                split=args.split,
+                config=args.config,
+                special_tokens=loading.load_tokenizer(profile).all_special_tokens,
+            )
             data = Path(args.data).name
         scoring, cache = not args.no_scoring, args.cache_4bit
         run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)

@@ -149,30 +149,16 @@ def test_a_transposed_matrix_and_a_parameter_are_read_in_their_own_order():
     assert not absmax.requires_grad and packed.equal(quantize_nf4(w)[0])
 
 
-W = torch.linspace(-1, 1, 128)
-PACKED, ABSMAX = quantize_nf4(W)
-CODES, ABSMAX2, OFFSET = double_quantize(ABSMAX)
-NAN = W.masked_fill(torch.arange(128) == 70, float("nan"))
-BAD = [  # function, arguments, what the message says
-    (quantize_nf4, (W.double(),), "w is torch.float64: give"),
-    (quantize_nf4, ([0.1, 0.2],), "w is <class 'list'>: give"),
-    (quantize_nf4, (torch.empty(0, 64),), "w has 0 values: some"),
-    (quantize_nf4, (NAN,), "w has a nan at flat index 70:"),
-    (quantize_nf4, (NAN.nan_to_num(float("-inf"))[:71].half(),), "w has a -inf at flat index 70:"),
-    (quantize_nf4, (W, 48), "block_size is 48:"),
-    (quantize_nf4, (W, 0), "block_size is 0:"),
-    (quantize_nf4, (W, 64.0), "block_size is 64.0:"),
-    (dequantize_nf4, (PACKED, ABSMAX[:1], W.shape, W.dtype), "absmax has 1 values: 2"),
-    (dequantize_nf4, (PACKED, ABSMAX, (129,), W.dtype), "packed has 64 values: 65"),
-    (dequantize_nf4, (PACKED.int(), ABSMAX, W.shape, W.dtype), "packed is torch.int32:"),
-    (dequantize_nf4, (PACKED, ABSMAX.half(), W.shape, W.dtype), "absmax is torch.float16:"),
-    (double_quantize, (NAN,), "the mean of absmax is nan:"),
-    (double_quantize, (torch.full((4,), 3e38),), "the mean of absmax is inf:"),
-    (double_dequantize, (CODES, ABSMAX2.repeat(2), OFFSET), "absmax2 has 2 values: 1"),
+NAN = torch.linspace(-1, 1, 128).masked_fill(torch.arange(128) == 70, float("nan"))
+BAD = [  # function, argument, what the message says
+    (quantize_nf4, NAN, "w has a nan at flat index 70:"),
+    (quantize_nf4, NAN.nan_to_num(float("-inf"))[:71].half(), "w has a -inf at flat index 70:"),
+    (double_quantize, NAN, "the mean of absmax is nan:"),
+    (double_quantize, torch.full((4,), 3e38), "the mean of absmax is inf:"),
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "message"), BAD)
-def test_bad_input_raises_an_error_that_names_the_value(function, arguments, message):
-    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
-        function(*arguments)
+@pytest.mark.parametrize(("function", "argument", "message"), BAD)
+def test_numbers_that_are_not_finite_are_refused(function, argument, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        function(argument)

@@ -122,36 +122,12 @@ def test_other_tasks_are_scored_by_exact_match():
     assert scores == {"valid_json": None, "exact_match": 0.5, "fields": {}}
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test", "test_reworded"])
-def test_every_reply_of_the_data_is_complete(split):
-    replies = records.read_tickets(split, "reply")["answer"]
-    scores = evaluation.score_replies(replies, records.read_tickets(split)["answer"])
-    fields = dict.fromkeys(evaluation.REPLY_FIELDS, 1.0)
-    assert scores == {"complete": 1.0, "deadline": 1.0, "fields": fields}
-
-
-GOOD = "Thank you for writing. We will replace the tea pot from order A1234 today."
-DAMAGED = {"intent": "damage", "product": "tea pot", "order": "A1234", "urgency": "high"}
-
-
-@pytest.mark.parametrize(
-    ("reply", "wrong"),
-    [
-        (GOOD, set()),
-        (GOOD.replace("tea pot", "teapot"), {"product"}),
-        (GOOD.replace("A1234", "A1234 and B5678"), {"order"}),
-        (GOOD.replace("replace", "refund"), {"remedy"}),
-        (GOOD.replace("We will replace", "You should replace"), {"remedy"}),
-        (GOOD.replace("today", "today or this month"), {"deadline"}),
-        (GOOD + "\nUser: thanks.", {"ends"}),
-        ("", {*evaluation.REPLY_FIELDS, "deadline"}),
-    ],
-)
-def test_what_a_reply_gets_wrong_is_seen(reply, wrong):
-    checks = evaluation.check_reply(reply, DAMAGED)
-    assert {field for field, right in checks.items() if not right} == wrong
-    score = evaluation.score_replies([reply], [json.dumps(DAMAGED)])
-    assert score["complete"] == (not wrong - {"deadline"})
+def test_replies_are_scored_with_and_without_their_deadline():
+    good = "Thank you for writing. We will replace the tea pot from order A1234 today."
+    late, other = good.replace("today", "this week"), good.replace("replace", "refund")
+    replies = [good, late, other, good.removesuffix(" today."), ""]
+    scores = evaluation.score_replies(replies, [good] * 5)
+    assert scores == {"complete": 2 / 5, "exact_match": 1 / 5, "fields": {}}
 
 
 def test_perplexity_is_the_exponential_of_the_models_own_loss(base, tokenizer):

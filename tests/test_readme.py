@@ -18,11 +18,8 @@ H100S = [runs for card, runs in json.loads(MEASURED.read_text()).items() if "H10
 
 
 def measured(profile) -> str:
-    """What was measured with a profile: RAM in the rehearsal; on a GPU the stored bytes, which are
-    counted, and the most that a step added to them in data/measured."""
-    if profile.name == "cpu-7b":
-        record = json.loads((ROOT / "data" / "rehearsal" / "rehearsal_7b.json").read_text())
-        return f"{record['summary']['run_peak_bytes'] / 1e9:.1f} GB of RAM"
+    """What was measured with a profile, on a GPU the stored bytes, which are counted, and the most
+    that a step added to them in data/measured."""
     if not profile.gpu_bytes:
         return "runs in CI"
     runs = [card[profile.name]["full"] for card in H100S if profile.name in card]
@@ -34,7 +31,7 @@ def measured(profile) -> str:
 
 @pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
 def test_hardware_table_is_computed(profile):
-    card, need = {"tiny": "any CPU", "cpu-7b": "CPU, 24 GB of RAM"}.get(profile.name), "none"
+    card, need = "any CPU", "none"
     if profile.gpu_bytes:
         name = profile.name.split("-")[1].upper()
         gpu = next(gpu for gpu in memory.GPUS if gpu.startswith(name))

@@ -114,7 +114,7 @@ def test_bytes_while_training_are_those_of_the_real_model():
     for layer in loading.four_bit_layers(model).values():
         constants = layer.weight.quant_state
         held += constants.absmax.nbytes + constants.state2.absmax.nbytes + 4
-    held += 16 * loading.trainable_parameters(model)
+    held += 16 * model.num_parameters(only_trainable=True)
     assert script.training_bytes(model, TINY_RUN) == pytest.approx(held, rel=1e-3)
 
 

@@ -17,6 +17,7 @@ matplotlib.use("agg")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from helpers import memory, plotting
 from helpers.environment import ROOT
@@ -92,12 +93,17 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     shown = {"valid JSON": "valid_json", "exact ticket": "exact_match"}
     columns = zip(*(scores[name] for name in shown.values()), strict=True)
     groups = dict(zip(("before", "after", "new wording"), columns, strict=True))
-    plotting.draw_grouped_bars(left, list(shown), groups)
+    colors = {"color": [plotting.GREY, plotting.BLUE, plotting.ORANGE]}
+    pd.DataFrame(groups, index=list(shown)).plot.bar(ax=left, width=0.8, rot=0, **colors)
+    for bars in left.containers:
+        left.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
+    left.grid(axis="x", visible=False)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     for bar in left.containers[0]:  # a bar of height 0 is drawn as a line that can be seen
         bar.set(edgecolor=plotting.GREY, linewidth=5)
     before, after, reworded = scores["exact_match"]
     title = f"Exact tickets: {before:.0%} before,\n{after:.0%} after, {reworded:.0%} on new wording"
-    left.set(title=title, ylabel="share of unseen messages")
+    left.set(title=title, ylabel="share of unseen messages", ylim=(0, 1.12))
     draw_memory(right, planned)
     return figure
 

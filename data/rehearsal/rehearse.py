@@ -24,21 +24,25 @@ from transformers import FalconConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from helpers import (
-    checkpoints,
-    environment,
-    loading,
-    memory,
-    profiles,
-    prompting,
-    records,
-    training,
-)
+from helpers import checkpoints, environment, loading, memory, prompting, records, training
 from helpers.errors import ModelError, TutorialError
-from helpers.profiles import FALCON_7B, Profile
+from helpers.profiles import FALCON_7B, PROFILES, Profile
 from tests import random_falcon
 
 INTERVAL = 0.02  # seconds between two looks at a process
+CPU_7B = replace(  # as small a run as shows every phase
+    PROFILES["colab-t4"],
+    name="cpu-7b",
+    gpu_bytes=0,
+    compute_dtype="bfloat16",
+    max_length=64,
+    micro_batch=1,
+    accumulation=1,
+    max_steps=4,
+    save_steps=2,
+    eval_batch=1,
+    max_new_tokens=8,
+)
 LOADING, RUN = 4.6e9, 8e9  # the targets: bytes of memory while loading, and in the whole run
 
 
@@ -100,7 +104,7 @@ def resume(profile: Profile, work: Path) -> dict:
         "resumed_steps": steps,
         "losses": [round(loss, 4) for loss in result["losses"]],
         "seconds_a_step": round(result["train_seconds"] / steps, 1),
-        "trainable_parameters": loading.trainable_parameters(model),
+        "trainable_parameters": model.num_parameters(only_trainable=True),
         "base_unchanged": loading.base_fingerprint(model) == before,
     }
 
@@ -195,8 +199,7 @@ def rehearse(config: FalconConfig, folder: Path) -> dict:
         random_falcon.write(work / "checkpoint", config)
         files = {p.name: p.stat().st_size for p in sorted(work.glob("checkpoint/*.safetensors"))}
         phases = {"write": {"seconds": round(time.monotonic() - began, 1)}}
-        cpu_7b = profiles.PROFILES["cpu-7b"]
-        profile = replace(cpu_7b, model=str(work / "checkpoint"), revision=None)
+        profile = replace(CPU_7B, model=str(work / "checkpoint"), revision=None)
         phases |= {phase: watched(phase, profile, work) for phase in PHASES}
     return {
         "machine": {"cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
@@ -204,7 +207,7 @@ def rehearse(config: FalconConfig, folder: Path) -> dict:
         "parameters": parameters,
         "files": files,
         "phases": phases,
-        "summary": summary(phases, config, cpu_7b),
+        "summary": summary(phases, config, CPU_7B),
     }
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.study import skew
 from data.study.plan import EXPERIMENTS, missing, plan
-from helpers import environment, loading, study
+from helpers import environment, study
 from helpers.errors import DataError, TutorialError
 from helpers.profiles import ALL_LINEAR
 from helpers.study import Run
@@ -60,7 +60,7 @@ def measured(run: Run) -> dict:
             if loss < row.get("least_validation_loss", float("inf")):
                 row.update(least_validation_loss=loss, least_at=step)
         if step == run.steps:
-            row["trainable"] = loading.trainable_parameters(model)
+            row["trainable"] = model.num_parameters(only_trainable=True)
             row["bytes"] = training_bytes(model, run)
             if run.data != "text":
                 row["train_loss"] = study.answer_losses(model, rows[:200])[1]
@@ -73,7 +73,7 @@ def measured(run: Run) -> dict:
 
 def training_bytes(model, run: Run) -> int:
     """Bytes of weights, gradients and Adam's two moments, the base counted in its own format."""
-    trained = loading.trainable_parameters(model)
+    trained = model.num_parameters(only_trainable=True)
     if run.method == "full":
         return trained * 4 * BITS[run.format] // 8
     layers = [m for n, m in model.named_modules() if n.rpartition(".")[2] in ALL_LINEAR]
