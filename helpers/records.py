@@ -363,10 +363,19 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
 def _parse(data: bytes) -> dict | list | str:
     """The JSON object or list in `data`, or, as a str, why there is none."""
     try:
-        value = json.loads(data.decode("utf-8-sig", "surrogateescape"))
+        value = DECODER.decode(data.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return value if isinstance(value, dict | list) else f"a JSON {type(value).__name__}"
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    if len(row := dict(pairs)) < len(pairs):
+        raise ValueError("it names a column twice")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

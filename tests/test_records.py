@@ -141,6 +141,7 @@ ONE_ROW = {
     "deep nesting": (b'{"prompt":' + b"[" * 100_000 + b"\n", "not JSON"),
     "a list": (b"[1]\n", "a list, not an object"),
     "null": (b"null\n", "a JSON NoneType"),
+    "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
     "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
     "null prompt": (as_line(prompt=None), "the prompt is empty"),
     "white space": (as_line(prompt=" \t\u3000"), "the prompt is empty"),
