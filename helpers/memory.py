@@ -199,11 +199,7 @@ class Widths(NamedTuple):
     read: int  # a trained layer's input: adapters are float32, so without autocast they read that
     attended: int  # queries, keys and values
     autocast: bool
-
-    @property
-    def own_copies(self) -> bool:
-        """Whether each adapter keeps a cast of its input, or all the one tensor that they read."""
-        return self.autocast or self.stream != self.read
+    own_copies: bool  # each adapter keeps a cast of its input, instead of one that all read
 
 
 def widths(profile: Profile, method: str) -> Widths:
@@ -212,7 +208,8 @@ def widths(profile: Profile, method: str) -> Widths:
     autocast = bool(profile.gpu_bytes) and compute == 2
     stream = 4 if method == "qlora" else compute
     read = compute if method == "full" or autocast else 4
-    return Widths(compute, stream, read, compute if autocast else stream, autocast)
+    own_copies = method != "full" and (autocast or stream != read)
+    return Widths(compute, stream, read, compute if autocast else stream, autocast, own_copies)
 
 
 class Kept(NamedTuple):
@@ -241,7 +238,9 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
         probability = width.stream if falcon else 4
         cast = width.attended if width.attended < probability else 0
         kept = 3 * queries * width.attended + scores * (probability + cast) + output
-        more = 20 - width.stream if alibi else 3 * probability - cast if falcon else 8
+        more = 3 * probability - cast if falcon else 8
+        if alibi:
+            more = 20 - width.stream
         return Kept(kept, kept + (more + product) * scores)
     if old and config.multi_query:
         kept = 3 * 4 * queries + 4 * scores + output
@@ -251,7 +250,7 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
     kept = 4 * queries * width.attended + 4 * config.num_attention_heads + mask
     if old and not alibi and width.attended == width.stream:
         kept += 2 * queries * width.attended  # v is a view that keeps query_key_value's output
-    if not full and width.own_copies or width.read != width.attended:
+    if width.own_copies or width.read != width.attended:
         kept += output  # else it is the attention's own
     return Kept(kept, kept)
 
@@ -268,7 +267,7 @@ def layer_activations(config: Config, profile: Profile, method: str, attention: 
     attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & kinds)
     feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & kinds)
     reads = min(min(attends, 1) + min(feeds, 1), norms)
-    if not full and width.own_copies:
+    if width.own_copies:
         reads = attends + feeds
     # the norms' inputs, in float32 for RMS norms and under autocast, and what reads their outputs
     kept = hidden * (1 if parallel else 2) * (width.stream if falcon and not width.autocast else 4)

@@ -277,7 +277,7 @@ def write_recipe(path: str | Path, **constants) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
-    form = re.sub(r"(?m)^# @title |  # @param.*$", lambda m: "# " * (m[0][0] == "#"), form)
+    form = re.sub(r"  # @param.*", "", form.replace("# @title ", "# "))
     defaults = {"DATA": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
         defaults |= {"MODEL": profiles.PROFILES["tiny"].model_path, "REVISION": ""}
