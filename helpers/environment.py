@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from helpers.errors import TutorialError
@@ -76,12 +76,8 @@ def prepare() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of PACKAGES, "missing" for what is not installed."""
-    found = {"python": platform.python_version()} | dict.fromkeys(PACKAGES, "missing")
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    """Versions of Python and of PACKAGES."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def show_setup(profile) -> None:
