@@ -1,4 +1,4 @@
-"""Adapters in use: find or train one, several on one base; answers, merges, GGUF in a terminal.
+"""Adapters in use: find or train one; answers, merges and GGUF in a terminal.
 
 `python -m helpers.adapters ask runs/tiny/adapter`, then type, or pipe one message a line through
 it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
@@ -13,22 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
 from transformers import TextStreamer
 
 from helpers import environment, evaluation, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import AdapterError, TutorialError
 from helpers.profiles import Profile
-
-BASE = "__base__"  # peft's name for "no adapter" in a mixed batch
 
 
 class Task(NamedTuple):
@@ -88,38 +85,8 @@ def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> T
         rows = records.read_tickets(split, TASKS[task].column)
         answers = prompting.generate(model, tokenizer, rows["prompt"], *limits, progress=False)
         more[key] = TASKS[task].score(answers, rows["answer"])
-    record = training.collect(profile, seed, model, proof, outcome, **more)
-    return Trained(training.save(model, tokenizer, profile, record, output), record)
-
-
-def load_adapters(base, folders: Mapping[str, str | Path], profile: Profile) -> PeftModel:
-    """Put the adapters of `folders` (name: folder) on one base; the first is active. All are proven
-    sound before any is loaded; AdapterError if one is not, or for a name that cannot be used."""
-    if not folders:
-        raise AdapterError("no adapter is named: give at least one name and folder")
-    for name, folder in folders.items():
-        if name == BASE or not name or "." in name or os.sep in name:
-            raise AdapterError(f"{name!r} cannot name an adapter: choose a name without dots")
-        loading.check_adapter(folder, profile)
-    for name, folder in folders.items():
-        base = loading.load_adapter(base, folder, profile, name)
-    base.set_adapter(next(iter(folders)))
-    return base
-
-
-def generate_mixed(
-    model: PeftModel, tokenizer, prompts: Sequence[str], names: Sequence[str], max_new_tokens: int
-) -> list[str]:
-    """Greedy answers to one batch, row i by adapter `names[i]` (BASE: none), one pass a token."""
-    unknown = sorted(set(names) - set(model.peft_config) - {BASE})
-    if unknown or len(prompts) != len(names):
-        raise AdapterError(
-            f"{len(prompts)} prompts and the adapter names {sorted(set(names))} do not go "
-            f"together: give one name for each prompt, of {', '.join([*model.peft_config, BASE])}"
-        )
-    model.eval()  # peft refuses mixed batches in training mode
-    options = {"adapter_names": list(names)}
-    return prompting.generate_batch(model, tokenizer, prompts, max_new_tokens, **options)
+    record = training.save(model, tokenizer, profile, seed, proof, outcome, output, **more)
+    return Trained(output / "adapter", record)
 
 
 def profile_for(folder: str, name: str | None) -> Profile:

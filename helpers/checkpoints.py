@@ -24,14 +24,13 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from helpers import plotting
-from helpers.environment import flush, write_text
+from helpers.environment import write_text
 from helpers.errors import TutorialError
 from helpers.profiles import Profile
 
 MARKER = "complete.json"
 ROWS = "the training rows"
 REDRAWN = 2.0  # seconds between two states of the live figure, at least
-SKIPPED = 25  # float16 steps in a row without finite gradients: loss scaling halves and skips them
 
 
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
@@ -68,11 +67,8 @@ def sha256(path: Path) -> str:
 def mark_complete(folder: Path, run: dict) -> None:
     """Write a checkpoint's marker: its run's identity and every file's hash."""
     (folder / MARKER).unlink(missing_ok=True)
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        flush(path)
-    marker = {"run": run, "files": {path.name: sha256(path) for path in paths}}
-    write_text(folder / MARKER, json.dumps(marker))
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    write_text(folder / MARKER, json.dumps({"run": run, "files": hashes}))
 
 
 def is_sound(checkpoint: Path) -> bool:
@@ -90,10 +86,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_all(folder: Path) -> None:
-    """Delete a folder of checkpoints, which loses its name first: half of it never counts."""
-    folder = folder.resolve()  # a link stays a link
-    if folder.exists():
-        shutil.rmtree(folder.rename(folder.with_name(folder.name + ".part")))
+    """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | None:
@@ -141,8 +136,9 @@ class Checkpoints(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, stop. A
-    second one stops at once. Of several processes all stop after the same step."""
+    """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, and raise a
+    KeyboardInterrupt that says how to go on. A second one stops at once. Of several processes all
+    stop after the same step."""
 
     asked, previous = False, None
 
@@ -160,6 +156,14 @@ class StopOnInterrupt(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self.release()
+        if self.asked and state.global_step < state.max_steps:
+            raise KeyboardInterrupt(
+                f"stopped at step {state.global_step} of {state.max_steps}; its checkpoint is "
+                "saved, run again with --resume (in notebook 05: Run all) to go on"
+            )
+
     def release(self) -> None:
         """Give Ctrl-C back to whoever had it before training."""
         if self.previous:
@@ -167,17 +171,14 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """TutorialError at the first step whose loss is not a finite number, before it is saved."""
-
-    skipped = 0
+    """TutorialError at the first step whose loss or gradient norm is not finite, before it is
+    saved. In float16 the loss alone counts: loss scaling skips gradients that are not finite."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        finite = math.isfinite(logs.get("grad_norm", 0.0))
-        self.skipped = 0 if finite else self.skipped + 1
-        allowed = SKIPPED if args.fp16 else 1
-        if not math.isfinite(logs["loss"]) or self.skipped >= allowed:
+        finite = args.fp16 or math.isfinite(logs.get("grad_norm", 0.0))
+        if not finite or not math.isfinite(logs["loss"]):
             raise TutorialError(
                 f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
                 f"the norm {logs.get('grad_norm')}: lower the learning rate "

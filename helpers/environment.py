@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from helpers.errors import TutorialError
@@ -76,12 +76,8 @@ def prepare() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of PACKAGES, "missing" for what is not installed."""
-    found = {"python": platform.python_version()} | dict.fromkeys(PACKAGES, "missing")
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    """Versions of Python and of PACKAGES."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def show_setup(profile) -> None:
@@ -101,17 +97,6 @@ def show_setup(profile) -> None:
     if profile.gpu_bytes:
         rows["a step"] = profile.step
     print("\n".join(f"{name:<13} {value}" for name, value in rows.items()))
-
-
-def mount_drive() -> None:
-    """Ask Colab to mount Google Drive, which asks its owner; TutorialError anywhere else."""
-    if place() != "Colab":
-        raise TutorialError(
-            f"Google Drive can be mounted on Colab only, not on {place()}: set DRIVE = False"
-        )
-    from google.colab import drive
-
-    drive.mount(str(DRIVE))
 
 
 def runs_folder() -> Path:
@@ -146,24 +131,12 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
         )
 
 
-def flush(path: Path) -> None:
-    """Force a file, or the entries of a folder where its drive can do that, to the disk."""
-    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-        # Windows opens no folder, and flushes only what may be written
-        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_text(path: Path, text: str) -> None:
-    """`Path.write_text` in UTF-8, whole or not at all: under a temporary name, flushed, renamed."""
+    """`Path.write_text` in UTF-8, whole or not at all: under a temporary name, then renamed."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with writing(path):
             part.write_text(text, encoding="utf-8")
-            flush(part)
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -171,30 +144,18 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Hands out an empty folder to fill; at the end it stands at `folder`. After an error, or a
-    kill, `folder` is as it was, or for the moment of the exchange `NAME.old.part`; the next call
-    puts it back."""
-    part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
-
-    def tidy() -> None:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-
+    """Hands out an empty folder to fill, which at the end stands at `folder`. After an error, or a
+    kill before that, `folder` is as it was."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # what a kill has left
     try:
         with writing(folder):
-            tidy()
             part.mkdir(parents=True)
             yield part
-            for path in (*part.rglob("*"), part):
-                flush(path)
-            if folder.exists():
-                os.rename(folder, old)
+            shutil.rmtree(folder, ignore_errors=True)
             os.rename(part, folder)
-            flush(folder.parent)
     finally:
-        tidy()
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:

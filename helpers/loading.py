@@ -202,7 +202,7 @@ class FourBitProof:
 def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
     within 0.5%. NotQuantizedError if not."""
-    layers, wanted = four_bit_layers(model), len(memory.linear_layers(model.config))
+    layers, wanted = four_bit_layers(model), len(memory.skeleton(model.config).layers)
     if len(layers) != wanted:
         raise NotQuantizedError(
             f"{len(layers)} of {wanted} linear layers are 4-bit: transformers "

@@ -23,8 +23,6 @@ from helpers.environment import ROOT, exit_status, whole_number
 from helpers.errors import ModelError, TutorialError
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 
-FALCON_11B, FALCON_40B = "tiiuae/falcon-11B", "tiiuae/falcon-40b"
-FALCON_180B, HYPOTHETICAL_13B = "tiiuae/falcon-180B", "hypothetical-falcon-13b"
 KNOWN_CONFIGS = json.loads((ROOT / "data/falcon-configs/models.json").read_text())
 CARDS = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/cards.csv").open())}
 RATES = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/rates.csv").open())}
@@ -32,7 +30,7 @@ GPUS = {card: int(float(row["gib"]) * 2**30) for card, row in CARDS.items()}
 OLD_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 OLD_NAMES |= {"n_head_kv": "num_kv_heads"}  # in Falcon's configs before transformers knew it
 MODELLED = ("falcon", "llama", "mistral", "qwen2", "qwen3")  # activations held against real ones
-METHODS, ATTENTIONS, STRATEGIES = ("full", "lora", "qlora"), ("sdpa", "eager"), ("ddp", "fsdp")
+METHODS, ATTENTIONS = ("full", "lora", "qlora"), ("sdpa", "eager")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit")
 OPTIMIZERS += ("paged_adamw_8bit", "paged_adamw_32bit", "sgd")
 CUDA_CONTEXT = 600 * 10**6  # an allowance, not a measurement
@@ -77,14 +75,6 @@ def capacity(gpu: str) -> int:
 
 
 def known_config(model: str) -> Config:
-    """The config of a model in KNOWN_CONFIGS, without network. ModelError for any other."""
-    if model not in KNOWN_CONFIGS:
-        names = ", ".join(KNOWN_CONFIGS)
-        raise ModelError(f"no config of {model!r} is stored here: choose one of {names}")
-    return read_config(model)
-
-
-def read_config(model: str) -> Config:
     """A known model's config, or that of a folder or config.json; Falcon's old names are read too.
 
     ModelError unless transformers builds a causal language model of it, without remote code."""
@@ -110,8 +100,8 @@ class Skeleton(NamedTuple):
     """What a model holds, counted on the meta device: names and shapes, no memory."""
 
     layers: dict[str, tuple[int, int]]  # (out, in) of each linear layer but the output head
-    tensors: dict[str, list[int]]  # elements of each parameter, by part
-    buffers: int  # bytes
+    tensors: dict[str, list[int]]  # elements of each: linear, embedding, head (unless tied), norm
+    buffers: int  # bytes, all float32: for most models the rotary frequencies, twice
 
 
 def skeleton(config: Config) -> Skeleton:
@@ -140,42 +130,21 @@ def _skeleton(text: str) -> Skeleton:
     return Skeleton(layers, tensors, sum(buffer.nbytes for buffer in model.buffers()))
 
 
-def linear_layers(config: Config) -> dict[str, tuple[int, int]]:
-    """Full name -> (out, in) of every linear layer but the output head: what is quantized."""
-    return skeleton(config).layers
-
-
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
     """(out, in) of each kind of linear layer, by the last part of its name."""
-    return {name.rpartition(".")[2]: shape for name, shape in linear_layers(config).items()}
-
-
-def parameter_tensors(config: Config) -> dict[str, list[int]]:
-    """Elements of each tensor: `linear`, `embedding`, `head` (unless tied), `norm` (all others)."""
-    return skeleton(config).tensors
+    return {name.rpartition(".")[2]: shape for name, shape in skeleton(config).layers.items()}
 
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Parameters by part: `linear` (quantized), `embedding` (with the head), `norm` (others)."""
-    parts = {part: sum(sizes) for part, sizes in parameter_tensors(config).items()}
+    parts = {part: sum(sizes) for part, sizes in skeleton(config).tensors.items()}
     parts["embedding"] += parts.pop("head")
     return parts
 
 
-def rest_parameters(config: Config) -> int:
-    """Parameters that stay in 16 or 32 bits: all but the linear weights."""
-    parts = count_parameters(config)
-    return parts["embedding"] + parts["norm"]
-
-
-def buffer_bytes(config: Config) -> int:
-    """Bytes of the float32 buffers: for most models the rotary frequencies, twice."""
-    return skeleton(config).buffers
-
-
 def adapter_tensors(config: Config, r: int, target_modules: Sequence[str]) -> list[int]:
     """Elements of LoRA's A (r x in) and B (out x r) on every targeted layer."""
-    layers = linear_layers(config).items()
+    layers = skeleton(config).layers.items()
     targeted = [shape for name, shape in layers if name.rpartition(".")[2] in target_modules]
     return [r * side for shape in targeted for side in shape]
 
@@ -187,21 +156,21 @@ def adapter_parameters(config: Config, r: int, target_modules: Sequence[str]) ->
 
 def packed_bytes(config: Config) -> int:
     """Bytes of all linear weights at two weights a byte."""
-    return sum(-(-size // 2) for size in parameter_tensors(config)["linear"])
+    return sum(-(-size // 2) for size in skeleton(config).tensors["linear"])
 
 
-def constant_bytes(config: Config, double_quant: bool = True, tables: bool = False) -> int:
-    """Bytes beside the NF4 weights: a float32 absmax for each 64, or its 8-bit code and a float32
-    for each 256 codes (QLoRA, section 3). `tables` adds bitsandbytes' code book and 8-bit map."""
-    blocks = [-(-size // 64) for size in parameter_tensors(config)["linear"]]
-    if not double_quant:
-        return sum(4 * count + 4 * 16 * tables for count in blocks)
+def constant_bytes(config: Config, tables: bool = False) -> int:
+    """Bytes beside NF4 weights: for each 64 an 8-bit code of their absmax, for each 256 codes a
+    float32, and an offset (QLoRA, section 3); `tables` adds bitsandbytes' code book and map."""
+    blocks = [-(-size // 64) for size in skeleton(config).tensors["linear"]]
     return sum(count + 4 * -(-count // 256) + 4 + 4 * (16 + 256) * tables for count in blocks)
 
 
 def expected_footprint(config: Config, rest_bytes: int) -> int:
     """Bytes of the model as loaded: NF4 weights and constants, the rest at `rest_bytes` each."""
-    return packed_bytes(config) + constant_bytes(config) + rest_bytes * rest_parameters(config)
+    counts = count_parameters(config)
+    rest = counts["embedding"] + counts["norm"]
+    return packed_bytes(config) + constant_bytes(config) + rest_bytes * rest
 
 
 def optimizer_bytes(
@@ -230,11 +199,7 @@ class Widths(NamedTuple):
     read: int  # a trained layer's input: adapters are float32, so without autocast they read that
     attended: int  # queries, keys and values
     autocast: bool
-
-    @property
-    def own_copies(self) -> bool:
-        """Whether each adapter keeps a cast of its input, or all the one tensor that they read."""
-        return self.autocast or self.stream != self.read
+    own_copies: bool  # each adapter keeps a cast of its input, instead of one that all read
 
 
 def widths(profile: Profile, method: str) -> Widths:
@@ -243,7 +208,8 @@ def widths(profile: Profile, method: str) -> Widths:
     autocast = bool(profile.gpu_bytes) and compute == 2
     stream = 4 if method == "qlora" else compute
     read = compute if method == "full" or autocast else 4
-    return Widths(compute, stream, read, compute if autocast else stream, autocast)
+    own_copies = method != "full" and (autocast or stream != read)
+    return Widths(compute, stream, read, compute if autocast else stream, autocast, own_copies)
 
 
 class Kept(NamedTuple):
@@ -272,7 +238,9 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
         probability = width.stream if falcon else 4
         cast = width.attended if width.attended < probability else 0
         kept = 3 * queries * width.attended + scores * (probability + cast) + output
-        more = 20 - width.stream if alibi else 3 * probability - cast if falcon else 8
+        more = 3 * probability - cast if falcon else 8
+        if alibi:
+            more = 20 - width.stream
         return Kept(kept, kept + (more + product) * scores)
     if old and config.multi_query:
         kept = 3 * 4 * queries + 4 * scores + output
@@ -282,14 +250,12 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
     kept = 4 * queries * width.attended + 4 * config.num_attention_heads + mask
     if old and not alibi and width.attended == width.stream:
         kept += 2 * queries * width.attended  # v is a view that keeps query_key_value's output
-    if not full and width.own_copies or width.read != width.attended:
+    if width.own_copies or width.read != width.attended:
         kept += output  # else it is the attention's own
     return Kept(kept, kept)
 
 
-def layer_activations(
-    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
-) -> Kept:
+def layer_activations(config: Config, profile: Profile, method: str, attention: str) -> Kept:
     """Bytes of one decoder layer, its input included."""
     width, falcon = widths(profile, method), config.model_type == "falcon"
     full, shapes = method == "full", linear_shapes(config)
@@ -301,7 +267,7 @@ def layer_activations(
     attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & kinds)
     feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & kinds)
     reads = min(min(attends, 1) + min(feeds, 1), norms)
-    if not full and width.own_copies:
+    if width.own_copies:
         reads = attends + feeds
     # the norms' inputs, in float32 for RMS norms and under autocast, and what reads their outputs
     kept = hidden * (1 if parallel else 2) * (width.stream if falcon and not width.autocast else 4)
@@ -325,9 +291,7 @@ def layer_activations(
     return Kept(tokens * (kept + mlp + attended.forward), tokens * peak)
 
 
-def kept_activations(
-    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
-) -> int:
+def kept_activations(config: Config, profile: Profile, method: str, attention: str) -> int:
     """Bytes that the forward pass leaves for backward; logits and casts are not counted."""
     width, falcon = widths(profile, method), config.model_type == "falcon"
     tokens, hidden = profile.micro_batch * profile.max_length, config.hidden_size
@@ -348,18 +312,18 @@ def kept_activations(
 
 def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
     """Bytes held from step to step, for any model: the fields of MemoryPlan up to `optimizer`."""
-    compute, parts = widths(profile, method).compute, parameter_tensors(config)
+    compute, parts = widths(profile, method).compute, skeleton(config).tensors
     adapter = adapter_tensors(config, profile.lora_r, profile.target_modules)
     gradients, state = 4 * sum(adapter), optimizer_bytes(adapter, profile.optimizer, 4)
     if method == "full":
         adapter, plain = [], parts["linear"] + parts["norm"] + parts["head"]
         gradients = compute * sum(plain + parts["embedding"])
         state = optimizer_bytes(plain, profile.optimizer, compute, parts["embedding"])
-    four_bit, rest = method == "qlora", rest_parameters(config)
+    four_bit, rest = method == "qlora", sum(parts["embedding"] + parts["head"] + parts["norm"])
     return {
         "weights": packed_bytes(config) if four_bit else compute * sum(parts["linear"]),
         "constants": constant_bytes(config, tables=True) if four_bit else 0,
-        "rest": rest * (4 if four_bit else compute) + buffer_bytes(config),
+        "rest": rest * (4 if four_bit else compute) + skeleton(config).buffers,
         "adapter": 4 * sum(adapter),
         "gradients": gradients,
         "optimizer": state,
@@ -383,7 +347,7 @@ def plan(
     kept = kept_activations(config, profile, method, attention)
     layer = layer_activations(config, profile, method, attention)
     logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
-    largest = width.compute * max(parameter_tensors(config)["linear"])
+    largest = width.compute * max(skeleton(config).tensors["linear"])
     table, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4
     backward = kept + layer.peak
     if profile.activation_checkpointing:
@@ -446,43 +410,6 @@ def gpu_profile(model: str, gpu: str, batch: int, length: int, **changes) -> Pro
     return replace(PROFILES["colab-t4"], **asked | changes)
 
 
-def card_plan(
-    config: Config, profile: Profile, method: str, cards: int, strategy: str
-) -> MemoryPlan:
-    """What each of `cards` cards holds with `profile.micro_batch` examples on each: not measured.
-
-    "ddp": the whole model, and a second copy of the gradients, the buckets that are summed. "fsdp":
-    parameters, gradients and optimizer state in equal parts; quantization constants whole; and,
-    under `workspace`, what is gathered at a time: embedding and head, the layer at work and the
-    next one. FSDP is planned with torch's AdamW: 8-bit optimizers do not know sharded parameters.
-    """
-    one_of("strategy", strategy, STRATEGIES)
-    if not isinstance(cards, int) or cards < 1:
-        raise TutorialError(f"{cards!r} cards cannot be planned for: give a whole number from 1 on")
-    if cards == 1 or strategy == "ddp":
-        alone = plan(config, profile, method)
-        return replace(alone, gradients=alone.gradients * min(cards, 2))
-    alone = plan(config, replace(profile, optimizer="adamw_torch"), method)
-    layers, rest = config.num_hidden_layers, alone.rest - buffer_bytes(config)
-    outside = count_parameters(config)["embedding"] + 2 * config.hidden_size
-    root = rest // rest_parameters(config) * outside
-    layer = (alone.weights + alone.adapter + rest - root) // layers
-    gathered = max(root if method == "full" else 0, alone.gradients // layers)
-
-    def share(size: int) -> int:
-        return -(-size // cards)
-
-    return replace(
-        alone,
-        weights=share(alone.weights),
-        rest=share(rest) + buffer_bytes(config),
-        adapter=share(alone.adapter),
-        gradients=share(alone.gradients) + gathered,
-        optimizer=share(alone.optimizer),
-        workspace=alone.workspace + root + 2 * layer,
-    )
-
-
 def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -> str:
     """The plan of each method as text, in GB, whether it fits `gpu`, and the largest batch; of a
     family that is not MODELLED only what is held from step to step."""
@@ -529,7 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
     changes["activation_checkpointing"] = not args.no_checkpointing
 
     def work() -> None:
-        config = read_config(args.model)
+        config = known_config(args.model)
         changes["target_modules"] = tuple(linear_shapes(config))
         profile = gpu_profile(args.model, args.gpu, args.batch, args.length, **changes)
         text = table(config, profile, args.gpu, args.attention)

@@ -115,17 +115,12 @@ def fine_tune(
             stop.release()
             # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
             GlobalOptimManager.get_instance().initialize()
-    seconds, steps = time.monotonic() - began, trainer.state.global_step
-    if stop.asked and steps < profile.max_steps:
-        raise KeyboardInterrupt(
-            f"stopped at step {steps} of {profile.max_steps}; its checkpoint is saved, run again "
-            "with --resume (resume=True) to go on"
-        )
+    seconds = time.monotonic() - began
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained = order[checkpoints.step_of(newest) * batch :] if newest else order
     return {
         "train_seconds": round(seconds, 2),
-        "steps": steps,
+        "steps": trainer.state.global_step,
         "final_loss": round(fmean(losses[-20:]), 6),
         "useful_tokens_per_second": round(sum(lengths[i] for i in trained) / seconds, 1),
         "losses": losses,
@@ -143,10 +138,16 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
-def collect(profile: Profile, seed: int, model, proof, training: dict, **more) -> dict:
-    """The record of a run, keys as in results.json; `more` holds data and scores."""
+def save(
+    model, tokenizer, profile: Profile, seed: int, proof, training: dict, output: Path, **more
+) -> dict:
+    """Write adapter (first) and results.json (last) to `output`; returns what results.json holds.
+
+    `proof`: of `loading.prove_4bit`; `training`: of `fine_tune`; `more`: data and scores."""
+    results = output / "results.json"
+    results.unlink(missing_ok=True)  # it tells of the adapter before
     trainable, total = model.get_nb_trainable_parameters()
-    return {
+    record = {
         "profile": profile.name,
         "model": profile.model,
         "revision": profile.revision,
@@ -162,17 +163,11 @@ def collect(profile: Profile, seed: int, model, proof, training: dict, **more) -
         "total_seconds": round(time.time() - psutil.Process().create_time(), 2),
         "peak_rss_bytes": peak_rss(),
     }
-
-
-def save(model, tokenizer, profile: Profile, record: dict, output: str | Path) -> Path:
-    """Write adapter (first) and results.json (last) to `output`; returns the adapter's folder."""
-    results = Path(output) / "results.json"
-    results.unlink(missing_ok=True)  # it tells of the adapter before
-    adapter = loading.save_adapter(model, Path(output) / "adapter", profile, record, tokenizer)
+    adapter = loading.save_adapter(model, output / "adapter", profile, record, tokenizer)
     shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter.name
-    record = record | {"adapter_dir": str(shown)}
+    record["adapter_dir"] = str(shown)
     environment.write_text(results, json.dumps(record, indent=2) + "\n")
-    return adapter
+    return record
 
 
 def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict, dict]:
@@ -263,8 +258,7 @@ def run(
         after = score("after", splits["test"])
         if "test_reworded" in splits:
             score("after_reworded", splits["test_reworded"])
-    record = collect(profile, seed, model, proof, training, data=data, **scores)
-    save(model, tokenizer, profile, record, output)
+    record = save(model, tokenizer, profile, seed, proof, training, output, data=data, **scores)
     if scoring:
         report(record, splits["test"], before=before, after=after)
         if cut := prompting.cut_off(tokenizer, after, limit):
@@ -283,7 +277,7 @@ def write_recipe(path: str | Path, **constants) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
-    form = re.sub(r"(?m)^# @title |  # @param.*$", lambda m: "# " * (m[0][0] == "#"), form)
+    form = re.sub(r"  # @param.*", "", form.replace("# @title ", "# "))
     defaults = {"DATA": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
         defaults |= {"MODEL": profiles.PROFILES["tiny"].model_path, "REVISION": ""}
@@ -326,18 +320,11 @@ def main(arguments: list[str] | None = None) -> int:
         profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
         splits, data = None, "data/tickets"
         if args.data:
-            splits = records.own_splits(
-                args.data,
-                args.drop_bad_rows,
-                args.seed,
-                least=profile.micro_batch * profile.accumulation,
-                prompt_column=args.prompt_column,
-                answer_column=args.answer_column,
-                split=args.split,
-                config=args.config,
-                special_tokens=loading.load_tokenizer(profile).all_special_tokens,
-            )
-            data = Path(args.data).name
+            names = "prompt_column answer_column split config drop_bad_rows seed".split()
+            options = {name: getattr(args, name) for name in names}
+            options["least"] = profile.micro_batch * profile.accumulation
+            options["special_tokens"] = loading.load_tokenizer(profile).all_special_tokens
+            splits, data = records.own_splits(args.data, **options), Path(args.data).name
         scoring, cache = not args.no_scoring, args.cache_4bit
         run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)
 

@@ -81,13 +81,13 @@ def load(profile: Profile, device: str, four_bit: bool = True):
     if four_bit:
         model = loading.load_base(profile, device)
         # two lookup tables a layer come to what `loading.stored_bytes` counts
-        planned = memory.expected_footprint(model.config, 2) + memory.buffer_bytes(model.config)
+        planned = memory.expected_footprint(model.config, 2) + memory.skeleton(model.config).buffers
         planned += 4 * (16 + 256) * len(loading.four_bit_layers(model))
     else:
         options = {"dtype": profile.dtype, "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(profile.model_path, **options)
         planned = 2 * sum(memory.count_parameters(model.config).values())
-        planned += memory.buffer_bytes(model.config)
+        planned += memory.skeleton(model.config).buffers
     seconds = round(time.monotonic() - began, 1)
     loaded = allocated()["memory_allocated"] - before
     return model.eval(), {"seconds": seconds, "planned": planned, "loaded": loaded} | allocated()
@@ -147,7 +147,7 @@ def plan_of(run: dict, model: str = FALCON_7B) -> memory.MemoryPlan:
     names = ("micro_batch", "accumulation", "max_length")
     fields = dict(zip(names, run["batch"], strict=True)) | {"compute_dtype": run["dtype"]}
     profile = dataclasses.replace(PROFILES["colab-t4"], **fields)
-    return memory.plan(memory.read_config(model), profile, run["method"])
+    return memory.plan(memory.known_config(model), profile, run["method"])
 
 
 def ratio(run: dict) -> float:

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,7 +28,7 @@ from helpers.errors import AdapterError
 from tests.notebooks import code_cells, load_definitions, notebook, python, source
 
 TINY = profiles.PROFILES["tiny"]
-NAMES = ["a", "b", adapters.BASE, "small"] * 22
+NAMES = ["a", "b", "__base__", "small"] * 22
 RECORD = {"versions": {}, "steps": 0, "seed": 0, "max_new_tokens": 20}
 RECORD |= dict.fromkeys(("parameters_trainable", "parameters_total"), 0)
 
@@ -53,7 +54,10 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folders):
-    return adapters.load_adapters(loading.load_base(TINY), folders, TINY)
+    model = PeftModel.from_pretrained(loading.load_base(TINY), folders["a"], "a")
+    for name in ("b", "small"):
+        model.load_adapter(folders[name], name)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def lora_layers(model) -> dict[str, LoraLayer]:
 
 def alone(model, name):
     """A context in which one adapter is active, or none."""
-    if name == adapters.BASE:
+    if name == "__base__":
         return model.disable_adapter()
     model.set_adapter(name)
     return contextlib.nullcontext()
@@ -98,7 +102,7 @@ def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prom
 
 
 def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
-    adapters.generate_mixed(model, tokenizer, prompts[:4], NAMES[:4], 4)
+    prompting.generate_batch(model, tokenizer, prompts[:4], 4, adapter_names=NAMES[:4])
     assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
 
 
@@ -123,19 +127,12 @@ def test_lora_by_row_equals_a_loop_over_rows():
 
 
 def test_mixed_batch_answers_equal_each_alone(model, tokenizer, prompts):
-    mixed = adapters.generate_mixed(model, tokenizer, prompts, NAMES, 12)
+    mixed = prompting.generate_batch(model, tokenizer, prompts, 12, adapter_names=NAMES)
     for name in set(NAMES):
         rows = [i for i, other in enumerate(NAMES) if other == name]
         with alone(model, name):
             own = prompting.generate_batch(model, tokenizer, [prompts[i] for i in rows], 12)
         assert [mixed[i] for i in rows] == own
-
-
-@pytest.mark.parametrize("names", [["a", "c"], ["a", "b", "a"]], ids=["unknown", "too many"])
-def test_names_that_do_not_go_with_the_batch(model, tokenizer, prompts, names):
-    words = "2 prompts and the adapter names .* of a, b, small, __base__"
-    with pytest.raises(AdapterError, match=words):
-        adapters.generate_mixed(model, tokenizer, prompts[:2], names, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -234,18 +231,6 @@ def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp
     assert len(runs) == 3 and "cannot be used" in capsys.readouterr().out
     with pytest.raises(AdapterError, match="there is no task 'poem': choose one of ticket, reply"):
         adapters.trained("poem", TINY)
-
-
-def test_one_bad_name_or_folder_among_good_ones_loads_nothing(base, folders, tmp_path):
-    good = folders["a"]
-    wrong = {name: (good, "cannot name an adapter") for name in ("", "a.b", adapters.BASE)}
-    wrong["gone"] = (tmp_path / "gone", "gone' cannot be used .*name the folder")
-    for name, (folder, words) in wrong.items():
-        with pytest.raises(AdapterError, match=words):
-            adapters.load_adapters(base, {"a": good, name: folder}, TINY)
-    with pytest.raises(AdapterError, match="no adapter is named"):
-        adapters.load_adapters(base, {}, TINY)
-    assert not lora_layers(base)
 
 
 def tensors_of(folder) -> dict:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from helpers.errors import AdapterError, DataError, TutorialError
+from helpers.errors import DataError, TutorialError
 from helpers.exercises import WrongAnswer, check
 from tests.notebooks import NOTEBOOKS, code_cells, source, tags
 
@@ -104,7 +104,7 @@ CASES = {  # a right answer, then pairs of a wrong one and words of its hint
     "05.3": (DataError("no column 'x'"), DataError("no file"), "a column", KeyError("x"), "caught"),
     "05.4": (exact, lambda a, b: 1.0, "wrong value", partial(exact, load=str), "spacing"),
     "06.1": ({4: 0.9, 1: 0}, {4: 0.9, 1: 0.9}, "the same", {4: 0, 1: 0.9}, "changed places"),
-    "06.2": (AdapterError("names"), AdapterError("no file"), "a name", ValueError("x"), "caught"),
+    "06.2": (ValueError("adapter"), ValueError("no file"), "an adapter", TypeError("x"), "caught"),
     "06.3": (nucleus, partial(nucleus, rescale=0), "add up", partial(nucleus, q=1), "no effect"),
     "07.1": (RATES, dict.fromkeys(RATES, FULL), "everywhere", LOSERS, "loser"),
     "07.2": (2.0, 1.29, "error alone", 1.55, "t alone"),

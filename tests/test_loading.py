@@ -50,7 +50,7 @@ def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenize
     tokenizer.save_pretrained(tmp_path / name)
     profile = dataclasses.replace(tiny, model=str(tmp_path / name), max_steps=4, warmup_steps=1)
     record = training.run(profile, output=tmp_path, scoring=False)
-    layers = memory.linear_layers(config)
+    layers = memory.skeleton(config).layers
     assert record["linear4bit_modules"] == len(layers)
     model = loading.load_adapter(loading.load_base(profile), tmp_path / "adapter", profile)
     learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]

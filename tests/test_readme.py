@@ -47,7 +47,7 @@ def test_hardware_table_is_computed(profile):
 def test_other_figures_are_computed():
     tiny, falcon = map(memory.known_config, (profiles.PROFILES["tiny"].model, profiles.FALCON_7B))
     assert f"{sum(memory.count_parameters(tiny).values()) / 1e6:.2f} million parameters" in README
-    assert f"`Linear4bit` layers: Falcon-7b has {len(memory.linear_layers(falcon))}." in README
+    assert f"`Linear4bit` layers: Falcon-7b has {len(memory.skeleton(falcon).layers)}." in README
     assert f"with {memory.CUDA_CONTEXT / 1e9:.1f} GB for CUDA" in README
 
 

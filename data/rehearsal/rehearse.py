@@ -97,8 +97,8 @@ def resume(profile: Profile, work: Path) -> dict:
     before = loading.base_fingerprint(model)
     result = training.fine_tune(model, tokenizer, encoded, profile, work, resume=True)
     steps = result["steps"] - profile.save_steps
-    record = training.collect(profile, 0, model, proof, result, data="beginnings of tickets")
-    loading.save_adapter(model, work / "adapter", profile, record)
+    data = "beginnings of tickets"
+    training.save(model, tokenizer, profile, 0, proof, result, work, data=data)
     return {
         "steps": result["steps"],
         "resumed_steps": steps,

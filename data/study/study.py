@@ -146,12 +146,11 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def append(path: Path, row: dict) -> None:
-    """Add a row, which is on the disk when this returns; a new file gets its header first."""
+    """Add a row; a new file gets its header first."""
     table = pd.DataFrame([row], columns=COLUMNS)
     new = not path.exists() or not path.stat().st_size
     try:
         table.to_csv(path, mode="a", header=new, index=False, float_format="%.6g")
-        environment.flush(path)
     except OSError as error:
         raise TutorialError(
             f"{path.name} could not be written ({error.strerror}): make room on that disk, then "

@@ -3,7 +3,6 @@
 import torch
 from transformers import TopPLogitsWarper
 
-from helpers.errors import AdapterError
 from helpers.exercises import call, expect, judge
 
 
@@ -22,9 +21,9 @@ def exercise_1(answer: object) -> None:
 
 
 def exercise_2(answer: object) -> None:
-    """The error itself, as `except AdapterError as error` caught it."""
-    expect(isinstance(answer, AdapterError), "that is no AdapterError: give the caught one")
-    expect("name" in str(answer), "that error is not about a name: read its sentence")
+    """The error itself, as `except ValueError as error` caught it."""
+    expect(isinstance(answer, ValueError), "that is no ValueError: give the one that was caught")
+    expect("adapter" in str(answer), "that error is not about an adapter: read its sentence")
 
 
 def exercise_3(answer: object) -> None:
