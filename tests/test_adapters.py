@@ -13,6 +13,7 @@ import sys
 import threading
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers import adapters, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import AdapterError
-from tests.notebooks import code_cells, load_definitions, notebook, python, source
+from tests.notebooks import code_cells, notebook, python, source
 
 TINY = profiles.PROFILES["tiny"]
 NAMES = ["a", "b", adapters.BASE, "small"] * 22
@@ -97,38 +98,15 @@ def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prom
     assert not torch.allclose(a, b, atol=0.1)
 
 
-def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
-    adapters.generate_mixed(model, tokenizer, prompts[:4], NAMES[:4], 4)
-    assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
-
-
-def test_mixed_batch_logits_equal_each_alone(model, tokenizer, prompts):
-    inputs, real = batch_of(tokenizer, prompts)
-    with torch.inference_mode():
-        mixed = model(**inputs, adapter_names=NAMES).logits
-    for name in set(NAMES):
-        rows = torch.tensor([other == name for other in NAMES])
-        own, here = logits_alone(model, name, inputs), rows[:, None] & real
-        torch.testing.assert_close(mixed[here], own[here], atol=1e-3, rtol=1e-4)
-        assert (mixed - own)[~rows[:, None] & real].abs().max() > 0.5
-
-
-def test_lora_by_row_equals_a_loop_over_rows():
-    lora_by_row = load_definitions("06", "lora_by_row")["lora_by_row"]
-    generator, shapes = torch.Generator().manual_seed(0), ((5, 3, 64), (2, 4, 64), (2, 32, 4))
-    x, A, B = (torch.randn(shape, generator=generator) for shape in shapes)
-    rows = torch.tensor([1, 0, 1, 1, 0])
-    wanted = torch.stack([x[i] @ A[k].T @ B[k].T for i, k in enumerate(rows)])
-    torch.testing.assert_close(lora_by_row(x, A, B, rows), wanted, atol=1e-4, rtol=1e-4)
-
-
-def test_mixed_batch_answers_equal_each_alone(model, tokenizer, prompts):
+def test_mixed_batch_answers_equal_each_alone_on_an_unchanged_base(model, tokenizer, prompts):
     mixed = adapters.generate_mixed(model, tokenizer, prompts, NAMES, 12)
     for name in set(NAMES):
         rows = [i for i, other in enumerate(NAMES) if other == name]
         with alone(model, name):
             own = prompting.generate_batch(model, tokenizer, [prompts[i] for i in rows], 12)
         assert [mixed[i] for i in rows] == own
+    assert len(set(mixed)) > 60  # adapters differ
+    assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
 
 
 @pytest.mark.parametrize("names", [["a", "c"], ["a", "b", "a"]], ids=["unknown", "too many"])
@@ -216,22 +194,21 @@ def test_the_push_cell_uploads_the_folder(folders):
 
 def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
-    runs, original = [], training.fine_tune
-    spy = lambda *a, **k: (runs.append(1), original(*a, **k))[1]  # noqa: E731
+    spy = Mock(wraps=training.fine_tune)
     monkeypatch.setattr(training, "fine_tune", spy)
     quick = dataclasses.replace(TINY, max_steps=4, save_steps=4, max_new_tokens=2)
     first = adapters.trained("reply", quick)
     assert first.record["steps"] == 4 and first.record["after"]["complete"] == 0
     again = adapters.trained("reply", quick)
-    assert len(runs) == 1 and again.record["final_loss"] == first.record["final_loss"]
+    assert spy.call_count == 1 and again.record["final_loss"] == first.record["final_loss"]
     assert "found in tiny-reply-adapter, 4 steps" in capsys.readouterr().out
     adapters.trained("reply", quick, seed=1)
     out = capsys.readouterr().out
-    assert len(runs) == 2 and "left aside: it was trained with other settings" in out
+    assert spy.call_count == 2 and "left aside: it was trained with other settings" in out
     weights = first.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     adapters.trained("reply", quick, seed=1)
-    assert len(runs) == 3 and "cannot be used" in capsys.readouterr().out
+    assert spy.call_count == 3 and "cannot be used" in capsys.readouterr().out
     with pytest.raises(AdapterError, match="there is no task 'poem': choose one of ticket, reply"):
         adapters.trained("poem", TINY)
 
@@ -312,15 +289,11 @@ def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors,
             loading.load_adapter(base, folder, TINY)
 
 
-def test_pickled_and_damaged_weights_are_refused(folders, base, tmp_path):
+def test_pickled_weights_are_refused(folders, base, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(folders["a"], folder)
-    file = folder / "adapter_model.safetensors"
     torch.save(tensors_of(folder), folder / "adapter_model.bin")
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(AdapterError, match="cannot be used"):
-        loading.load_adapter(base, folder, TINY)
-    file.unlink()
+    (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="it is pickled, .* weights_only=True.* converts it"):
         loading.load_adapter(base, folder, TINY)
 
@@ -395,12 +368,3 @@ def test_an_adapter_names_the_base_of_its_profile(tmp_path):
     assert adapters.profile_for(str(tmp_path), "tiny").model == TINY.model
     (tmp_path / "adapter_config.json").write_text("{}")
     assert adapters.profile_for(str(tmp_path), None) == TINY
-
-
-def test_a_line_is_answered_before_the_next_one_is_read():
-    read = []
-    lines = (read.append(line) or line for line in ("one", "two", "three"))
-    answer = lambda group: [f"re: {m}" for m in group]  # noqa: E731
-    answers = adapters.answer_lines(lines, answer, lambda message: None)
-    assert next(answers) == "re: one" and read == ["one"]
-    assert list(answers) == ["re: two", "re: three"]

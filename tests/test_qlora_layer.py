@@ -30,37 +30,20 @@ def frugal_copy(lesson, layer):
 
 
 @pytest.mark.parametrize(("shape", "r", "dtype", "bias"), CASES)
-def test_equals_peft_on_linear4bit(lesson, shape, r, dtype, bias):
+def test_both_layers_equal_peft_on_linear4bit_and_one_keeps_fewer_bytes(
+    lesson, shape, r, dtype, bias
+):
     ours, theirs, x, grad = lesson["random_case"](*shape, r, dtype, bias, seed=r)
     weight, state = theirs.base_layer.weight, theirs.base_layer.weight.quant_state
     assert torch.equal(ours.packed, weight.flatten())
     assert torch.equal(ours.c2, state.absmax) and torch.equal(ours.c1, state.state2.absmax)
-    differences = lesson["compare"](ours, theirs, x, grad)
-    assert max(differences) <= lesson["TOLERANCE"][dtype], differences
-
-
-@pytest.mark.parametrize(("shape", "dtype", "bias"), product(SHAPES, DTYPES, (False, True)))
-def test_recomputing_in_backward_changes_nothing_but_bytes_kept(lesson, shape, dtype, bias):
-    ours, theirs, x, grad = lesson["random_case"](*shape, 8, dtype, bias)
     frugal = frugal_copy(lesson, ours)
-    assert max(lesson["compare"](frugal, theirs, x, grad)) <= lesson["TOLERANCE"][dtype]
+    for layer in (ours, frugal):
+        differences = lesson["compare"](layer, theirs, x, grad)
+        assert max(differences) <= lesson["TOLERANCE"][dtype], differences
     x = x.requires_grad_()
-    kept = [lesson["saved_bytes"](module, lambda m=module: m(x)) for module in (ours, frugal)]
+    kept = [lesson["saved_bytes"](layer, lambda m=layer: m(x)) for layer in (ours, frugal)]
     assert kept[0] - kept[1] == shape[0] * shape[1] * dtype.itemsize
-
-
-@pytest.mark.parametrize("fault", ["scale", "codes", "offset", "bias"])
-def test_the_comparison_notices_a_fault(lesson, fault):
-    ours, theirs, x, grad = lesson["random_case"](192, 320, 8, torch.float32, True)
-    if fault == "scale":
-        ours.scaling *= 1.01
-    elif fault == "codes":
-        ours.packed[0] ^= 0x10  # one weight moves by one code
-    elif fault == "offset":
-        ours.offset *= 1.001
-    else:
-        ours.bias = None
-    assert max(lesson["compare"](ours, theirs, x, grad)) > lesson["TOLERANCE"][torch.float32]
 
 
 def test_gradients_are_those_of_the_equation_not_merely_those_of_peft(lesson):
@@ -75,12 +58,3 @@ def test_gradients_are_those_of_the_equation_not_merely_those_of_peft(lesson):
     found = torch.autograd.grad(frugal(x), (x, frugal.A, frugal.B), grad)
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
-
-
-def test_only_the_adapter_is_trainable_and_a_state_dict_carries_the_base(lesson):
-    ours, _, x, _ = lesson["random_case"](64, 128, 4, torch.float32, True)
-    assert [name for name, _ in ours.named_parameters()] == ["A", "B"]
-    weight, bias = torch.randn(64, 128), torch.zeros(64)
-    other = lesson["QLoRALinear"](weight, bias, r=4, alpha=8, compute_dtype=torch.float32)
-    other.load_state_dict(ours.state_dict())
-    assert torch.equal(ours(x), other(x))

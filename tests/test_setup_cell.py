@@ -1,6 +1,5 @@
 """The setup cell: in a checkout, from a copy, in an empty folder; and what it may ask of pip."""
 
-import json
 import os
 import re
 import subprocess
@@ -192,25 +191,20 @@ def lacking(monkeypatch, tmp_path):
     return tmp_path / "log", metadata
 
 
-def test_on_colab_only_the_missing_package_is_asked_for(monkeypatch, lacking):
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    environment.prepare()
-    (call,) = map(json.loads, lacking[0].read_text().splitlines())
-    assert call["wanted"] == ["loralib==0.1.2"]
-    assert f"torch=={version('torch')}" in call["constraints"]
-    assert not {"--upgrade", "-U", "--force-reinstall"} & set(call["arguments"])
-    monkeypatch.setattr(subprocess, "run", None)
-    environment.prepare()  # nothing is missing now: nothing is started
-
-
 def test_a_package_that_would_replace_torch_is_not_added_and_elsewhere_none(monkeypatch, lacking):
+    """How those that are missing are added is seen in test_fresh_clone.py."""
     words = r"lacks loralib==0.1.2: start with `make lab`, or run pip install -r requirements.txt"
     with pytest.raises(TutorialError, match=words):
         environment.prepare()
     assert not lacking[0].exists()
     monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    lacking[1].write_text(lacking[1].read_text() + "Requires-Dist: torch==2.3.0\n")
+    metadata = lacking[1].read_text()
+    lacking[1].write_text(metadata + "Requires-Dist: torch==2.3.0\n")
     words = r"pip could not add loralib==0.1.2 beside .* \(ERROR: torch==2.3.0 would replace"
     with pytest.raises(TutorialError, match=words):
         environment.prepare()
     assert environment.missing() == ["loralib==0.1.2"]
+    lacking[1].write_text(metadata)
+    environment.prepare()
+    monkeypatch.setattr(subprocess, "run", None)
+    environment.prepare()  # nothing is missing now: nothing is started
