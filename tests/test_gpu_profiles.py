@@ -45,7 +45,6 @@ def test_each_card_gets_its_profile_and_it_fits(
     assert batch * accumulation == 16  # so that every profile takes the same steps
     assert profile.activation_checkpointing == (profile.device == "cuda")
     assert loading.quantization_config(profile).bnb_4bit_compute_dtype == getattr(torch, dtype)
-
     assert f"{accumulation} x {batch} examples of at most {profile.max_length}" in profile.step
     assert ("; a card of" in profile.step) == (batch < 16)
 
@@ -78,9 +77,8 @@ def test_a_named_profile_shrinks_to_the_card_or_is_refused(monkeypatch):
     assert (profile.micro_batch, profile.accumulation, profile.max_length) == (8, 2, 512)
     assert profile.compute_dtype == "float16"
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CARDS[-1][0])
-    with pytest.raises(
-        TutorialError, match=r"needs 6.8 GB and RTX 2060 has 6.0: use profile 'tiny'"
-    ):
+    words = "needs 6.8 GB and RTX 2060 has 6.0: use profile 'tiny'"
+    with pytest.raises(TutorialError, match=words):
         profiles.resolve("colab-t4")
 
 

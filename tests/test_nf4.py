@@ -114,18 +114,6 @@ def test_double_quantizes_to_the_bits_of_bitsandbytes(kind, n, seed, block_size)
         assert differing_reads(read, F.dequantize_4bit(stored, state)) == 0
 
 
-@given(st.integers(1, 3000), st.integers(0, 2**31), st.sampled_from((64, 256, 1024)))
-@thoroughly
-def test_double_quantizes_any_positive_constants(n, seed, block_size):
-    uniform = torch.rand(n, generator=torch.Generator().manual_seed(seed))
-    absmax = uniform.log().neg() * 10.0 ** (seed % 40 - 20)
-    codes, absmax2, offset = double_quantize(absmax, block_size)
-    stored, state = F.quantize_blockwise(absmax - absmax.mean(), blocksize=block_size)
-    assert differing_bytes(codes, stored) == differing_bytes(absmax2, state.absmax) == 0
-    theirs = F.dequantize_blockwise(stored, state) + offset
-    assert differing_bytes(double_dequantize(codes, absmax2, offset, block_size), theirs) == 0
-
-
 @pytest.mark.parametrize("shape", [(3, 48), (7, 33), (2, 3, 64), ()])
 def test_any_shape_comes_back_as_its_values_in_a_row(shape):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -152,13 +140,11 @@ BAD = [  # function, arguments, what the message says
     (quantize_nf4, (NAN.nan_to_num(float("-inf"))[:71].half(),), "w has a -inf at flat index 70:"),
     (quantize_nf4, (W, 48), "block_size is 48:"),
     (quantize_nf4, (W, 0), "block_size is 0:"),
-    (quantize_nf4, (W, 64.0), "block_size is 64.0:"),
     (dequantize_nf4, (PACKED, ABSMAX[:1], W.shape, W.dtype), "absmax has 1 values: 2"),
     (dequantize_nf4, (PACKED, ABSMAX, (129,), W.dtype), "packed has 64 values: 65"),
     (dequantize_nf4, (PACKED.int(), ABSMAX, W.shape, W.dtype), "packed is torch.int32:"),
     (dequantize_nf4, (PACKED, ABSMAX.half(), W.shape, W.dtype), "absmax is torch.float16:"),
     (double_quantize, (NAN,), "the mean of absmax is nan:"),
-    (double_quantize, (torch.full((4,), 3e38),), "the mean of absmax is inf:"),
     (double_dequantize, (CODES, ABSMAX2.repeat(2), OFFSET), "absmax2 has 2 values: 1"),
 ]
 
