@@ -9,48 +9,25 @@ from helpers import memory, profiles, prompting, records
 from tests.notebooks import load_definitions
 
 
-@pytest.fixture(scope="module")
-def lesson():
-    return load_definitions("04", "rotary", "falcon_block")
-
-
-@pytest.fixture(scope="module")
-def random_falcon():
-    """Falcon-7b's structure, small, with random weights large enough that every part matters."""
+def test_hand_written_block_equals_the_decoder_layer():
+    """Of Falcon-7b's structure, small, with random weights so large that every part matters."""
+    falcon_block = load_definitions("04", "rotary", "falcon_block")["falcon_block"]
     torch.manual_seed(0)
     config = memory.known_config(profiles.FALCON_7B)
     small = {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 64}
     config.update(small | {"ffn_hidden_size": 768})
-    model = FalconForCausalLM(config).double().eval()
+    model, ids = FalconForCausalLM(config).double().eval(), torch.arange(34).view(2, 17)
+    layer = model.transformer.h[0]
+    assert isinstance(layer, modeling_falcon.FalconDecoderLayer)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
-    return model
-
-
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def run_layer(model, layer, x):
-    """FalconDecoderLayer called as the model calls it: rotary tables and a causal mask to add."""
-    tokens = x.shape[1]
-    mask = torch.full((tokens, tokens), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)[None, None]
-    positions = model.transformer.rotary_emb(x, torch.arange(tokens)[None])
-    return layer(x, alibi=None, attention_mask=mask, position_embeddings=positions)[0]
-
-
-def test_hand_written_block_equals_the_decoder_layer(lesson, random_falcon):
-    layer = random_falcon.transformer.h[0]
-    assert isinstance(layer, modeling_falcon.FalconDecoderLayer)
-    x = random(2, 17, 192, seed=1, dtype=torch.float64)
-    with torch.no_grad():
-        wanted = run_layer(random_falcon, layer, x)
-        torch.testing.assert_close(lesson["falcon_block"](layer, x), wanted, atol=1e-5, rtol=1e-5)
+        x, wanted, _ = model(ids, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(falcon_block(layer, x), wanted, atol=1e-5, rtol=1e-5)
         for part in (layer.self_attention.dense, layer.mlp.dense_4h_to_h, layer.input_layernorm):
             kept = part.weight.clone()
             part.weight.zero_()  # no part may be left out: without it the result is another
-            assert (lesson["falcon_block"](layer, x) - wanted).abs().max() > 1e-2
+            assert (falcon_block(layer, x) - wanted).abs().max() > 1e-2
             part.weight.copy_(kept)
 
 

@@ -35,10 +35,6 @@ def change_tensors(folder, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_load_base_leaves_transformers_as_it_was(base):
-    assert modeling_falcon.FalconLinear is not torch.nn.Linear
-
-
 @pytest.mark.parametrize("name", ["as Falcon-RW", "Llama", "Mistral", "Qwen2"])
 def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenizer, tmp_path):
     """Random models: every linear layer but the head gets 4 bits and an adapter, which learns."""
@@ -84,6 +80,7 @@ def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     profile = dataclasses.replace(cpu, model=str(tmp_path), revision=None)
     model = loading.load_base(profile)
     assert loading.prove_4bit(model).linear4bit_modules == 4
+    assert modeling_falcon.FalconLinear is not torch.nn.Linear  # as it was
     assert model.lm_head.weight.dtype == torch.bfloat16
     model = loading.attach_lora(model, profile).train()
     wanted = memory.adapter_parameters(config, profile.lora_r, profile.target_modules)
@@ -152,21 +149,15 @@ def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(copied,
     assert not (folder / "exploded").exists()
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub with one file, and a disk with some room; returns what is fetched from it."""
-
-    def serve(name, size, to_fetch, free):
+def test_a_hub_model_without_room_or_safetensors_is_told_before_the_download(monkeypatch):
+    def hub(name, size, to_fetch, free):
+        """A hub with one file, and a disk with some room; returns what is fetched from it."""
         fetched, file = [], SimpleNamespace(filename=name, file_size=size, will_download=to_fetch)
         fake = lambda *a, dry_run=False, **k: [file] if dry_run else fetched.append(k)  # noqa: E731
         monkeypatch.setattr(loading, "snapshot_download", fake)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         return fetched
 
-    return serve
-
-
-def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(hub):
     fetched = hub("a.safetensors", 14 * 10**9, True, free=9 * 10**9)
     with pytest.raises(ModelError, match=r"they take 14.0 GB, 9.0 GB are free\): .*HF_HOME"):
         loading.fetch(T4)
@@ -174,9 +165,6 @@ def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(
     fetched = hub("a.safetensors", 14 * 10**9, False, free=10)
     loading.fetch(T4)
     assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
-
-
-def test_a_hub_model_without_safetensors_is_refused(hub):
     hub("config.json", 100, True, free=10**12)
     with pytest.raises(ModelError, match="are no .safetensors files.*only safetensors are loaded"):
         loading.fetch(T4)

@@ -11,16 +11,11 @@ NEEDED = ("NF4Linear", "QLoRALinear", "DequantizedMatmul", "FrugalQLoRALinear", 
 NEEDED += ("TOLERANCE", "compare", "random_case", "saved_bytes")
 # The last does not fill its blocks: 36 * 50 = 28 * 64 + 8
 SHAPES = [(64, 64), (192, 320), (320, 192), (256, 512), (36, 50)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CASES = product(SHAPES, (1, 8), DTYPES, (False, True))
+lesson = load_definitions("03", *NEEDED)
+CASES = product(SHAPES, (1, 8), lesson["TOLERANCE"], (False, True))
 
 
-@pytest.fixture(scope="module")
-def lesson():
-    return load_definitions("03", *NEEDED)
-
-
-def frugal_copy(lesson, layer):
+def frugal_copy(layer):
     """The layer that dequantizes again in backward, with the numbers of `layer`."""
     r, dtype = len(layer.A), layer.compute_dtype
     sizes = (torch.ones(layer.shape), layer.bias, r, r * layer.scaling, dtype)
@@ -30,14 +25,12 @@ def frugal_copy(lesson, layer):
 
 
 @pytest.mark.parametrize(("shape", "r", "dtype", "bias"), CASES)
-def test_both_layers_equal_peft_on_linear4bit_and_one_keeps_fewer_bytes(
-    lesson, shape, r, dtype, bias
-):
+def test_both_layers_equal_peft_on_linear4bit_and_one_keeps_fewer_bytes(shape, r, dtype, bias):
     ours, theirs, x, grad = lesson["random_case"](*shape, r, dtype, bias, seed=r)
     weight, state = theirs.base_layer.weight, theirs.base_layer.weight.quant_state
     assert torch.equal(ours.packed, weight.flatten())
     assert torch.equal(ours.c2, state.absmax) and torch.equal(ours.c1, state.state2.absmax)
-    frugal = frugal_copy(lesson, ours)
+    frugal = frugal_copy(ours)
     for layer in (ours, frugal):
         differences = lesson["compare"](layer, theirs, x, grad)
         assert max(differences) <= lesson["TOLERANCE"][dtype], differences
@@ -46,10 +39,10 @@ def test_both_layers_equal_peft_on_linear4bit_and_one_keeps_fewer_bytes(
     assert kept[0] - kept[1] == shape[0] * shape[1] * dtype.itemsize
 
 
-def test_gradients_are_those_of_the_equation_not_merely_those_of_peft(lesson):
+def test_gradients_are_those_of_the_equation_not_merely_those_of_peft():
     """In float64, from the layer's own dequantized matrix."""
     ours, _, x, grad = lesson["random_case"](64, 64, 4, torch.float32, False)
-    frugal = frugal_copy(lesson, ours)
+    frugal = frugal_copy(ours)
     leaves = [t.detach().double().requires_grad_() for t in (x, frugal.A, frugal.B)]
     X, A, B = leaves
     y = X @ frugal.double_dequant().double().T + frugal.scaling * X @ A.T @ B.T

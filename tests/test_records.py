@@ -49,10 +49,10 @@ def fails(message: str, work, *arguments, **options) -> None:
     assert len(str(caught.value)) < 900
 
 
-def read_or_refuse(path, dropped, *columns, **options) -> tuple[list | None, str]:
+def read_or_refuse(path, dropped) -> tuple[list | None, str]:
     """(rows, what was recognised), or (None, the sentence of the DataError)."""
     try:
-        data = records.read_records(path, *columns, dropped=dropped, **options)
+        data = records.read_records(path, "prompt", "answer", dropped=dropped)
         return data.to_list(), data.info.description
     except DataError as error:
         return None, str(error)
@@ -351,11 +351,11 @@ def test_generated_files(tmp_path, monkeypatch):
         name, data = make_file(generator)
         path, dropped, again = tmp_path / f"{number}-{name}", [], []
         path.write_bytes(data)
-        rows, said = read_or_refuse(path, dropped, "prompt", "answer")
-        strict, why = read_or_refuse(path, None, "prompt", "answer")
+        rows, said = read_or_refuse(path, dropped)
+        strict, why = read_or_refuse(path, None)
         with monkeypatch.context() as patch:
             patch.setattr(records, "read_json", lambda *a: [])
-            assert read_or_refuse(path, again, "prompt", "answer") == (rows, said)
+            assert read_or_refuse(path, again) == (rows, said)
         assert again == dropped
         assert strict == (None if dropped else rows)
         said = [said] if rows is None else []
