@@ -46,10 +46,7 @@ def test_the_answers_limit_comes_from_the_data(tokenizer):
 
 
 def test_examples_without_a_label_are_counted_before_training(tokenizer):
-    rows = [
-        {"input_ids": [1, 2], "labels": [prompting.IGNORED, 2]},
-        {"input_ids": [1], "labels": [1]},
-    ]
+    rows = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1], "labels": [1]}]
     with pytest.raises(DataError, match="every label of 1 of 2 examples is -100, .* example 1"):
         prompting.check_labels(Dataset.from_list(rows))
 
