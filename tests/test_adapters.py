@@ -10,13 +10,12 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
-from base64 import b64decode
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers import adapters, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import AdapterError
-from tests.notebooks import code_cells, load_definitions, notebook, python, source
+from tests.notebooks import code_cells, notebook, python, source
 
 TINY = profiles.PROFILES["tiny"]
 NAMES = ["a", "b", "__base__", "small"] * 22
@@ -41,7 +40,7 @@ def random_adapter(folder, seed: int, profile=TINY):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return loading.save_adapter(model, folder, profile, RECORD)
+    return loading.save_adapter(model, folder, profile, RECORD, loading.load_tokenizer(profile))
 
 
 @pytest.fixture(scope="module")
@@ -101,38 +100,15 @@ def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prom
     assert not torch.allclose(a, b, atol=0.1)
 
 
-def test_the_base_beneath_keeps_every_bit(model, tokenizer, prompts):
-    prompting.generate_batch(model, tokenizer, prompts[:4], 4, adapter_names=NAMES[:4])
-    assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
-
-
-def test_mixed_batch_logits_equal_each_alone(model, tokenizer, prompts):
-    inputs, real = batch_of(tokenizer, prompts)
-    with torch.inference_mode():
-        mixed = model(**inputs, adapter_names=NAMES).logits
-    for name in set(NAMES):
-        rows = torch.tensor([other == name for other in NAMES])
-        own, here = logits_alone(model, name, inputs), rows[:, None] & real
-        torch.testing.assert_close(mixed[here], own[here], atol=1e-3, rtol=1e-4)
-        assert (mixed - own)[~rows[:, None] & real].abs().max() > 0.5
-
-
-def test_lora_by_row_equals_a_loop_over_rows():
-    lora_by_row = load_definitions("06", "lora_by_row")["lora_by_row"]
-    generator, shapes = torch.Generator().manual_seed(0), ((5, 3, 64), (2, 4, 64), (2, 32, 4))
-    x, A, B = (torch.randn(shape, generator=generator) for shape in shapes)
-    rows = torch.tensor([1, 0, 1, 1, 0])
-    wanted = torch.stack([x[i] @ A[k].T @ B[k].T for i, k in enumerate(rows)])
-    torch.testing.assert_close(lora_by_row(x, A, B, rows), wanted, atol=1e-4, rtol=1e-4)
-
-
-def test_mixed_batch_answers_equal_each_alone(model, tokenizer, prompts):
+def test_mixed_batch_answers_equal_each_alone_on_an_unchanged_base(model, tokenizer, prompts):
     mixed = prompting.generate_batch(model, tokenizer, prompts, 12, adapter_names=NAMES)
     for name in set(NAMES):
         rows = [i for i, other in enumerate(NAMES) if other == name]
         with alone(model, name):
             own = prompting.generate_batch(model, tokenizer, [prompts[i] for i in rows], 12)
         assert [mixed[i] for i in rows] == own
+    assert len(set(mixed)) > 60  # adapters differ
+    assert loading.base_fingerprint(model) == loading.base_fingerprint(loading.load_base(TINY))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -169,66 +145,37 @@ def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The hub as an upload sees it: keeps what is posted in `got`, {end of the path: body}."""
-
-    got, answers = {}, {"create": {"url": "http://127.0.0.1/me/mine"}}
-    answers["main"] = {"commitUrl": "http://127.0.0.1/me/mine/commit/abc", "commitOid": "abc123"}
-
-    def do_POST(self):
-        path = self.path.strip("/").split("/")
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.answers.get(path[-1], {"errors": [], "warnings": []})
-        if "preupload" in path:
-            kept = {"uploadMode": "regular", "shouldIgnore": False}
-            answer = {"files": [file | kept for file in json.loads(body)["files"]]}
-        else:
-            self.got[path[-1]] = body
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-
-def test_the_push_cell_uploads_the_folder(folders):
-    """Notebook 06's cell with PUSH = True, against a hub played on loopback."""
+def test_the_push_cell_uploads_the_folder_to_a_private_place(folders, monkeypatch, capsys):
+    """Notebook 06's cell with PUSH = True; the hub's client checks how it is called."""
     cell = next(c for c in map(source, code_cells(notebook("06"))) if "PUSH = " in c)
-    code = "from types import SimpleNamespace\n"
-    code += f"ticket = SimpleNamespace(folder={str(folders['a'])!r})\n"
-    code += cell.replace("PUSH = False", "PUSH = True")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
-        here |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        run = python("-c", code, env=os.environ | here)
-        server.shutdown()
-    assert run.returncode == 0, run.stderr
-    assert "revision to pin: abc123" in run.stdout
-    wanted = json.loads(Hub.got["create"])
-    assert wanted.get("private") is True or wanted["visibility"] == "private"  # as before and since
-    lines = [json.loads(line) for line in Hub.got["main"].splitlines()]
-    files = [line["value"] for line in lines if line["key"] == "file"]
-    sent = {file["path"]: b64decode(file["content"]) for file in files}
-    assert sent == {path.name: path.read_bytes() for path in folders["a"].iterdir()}
+    hub, name = create_autospec(HfApi, instance=True), {"repo_id": "YOUR-NAME/falcon-tickets"}
+    url = "https://huggingface.co/me/mine/commit/abc123"
+    hub.upload_folder.return_value = CommitInfo(url, "message", "description", oid="abc123")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    given = {"ticket": adapters.Trained(folders["a"], {})}
+    exec(cell.replace("PUSH = False", "PUSH = True"), given)  # noqa: S102 - our own
+    hub.create_repo.assert_called_once_with(**name, private=True, exist_ok=True)
+    hub.upload_folder.assert_called_once_with(**name, folder_path=folders["a"])
+    assert "revision to pin: abc123" in capsys.readouterr().out
 
 
 def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
-    runs, original = [], training.fine_tune
-    spy = lambda *a, **k: (runs.append(1), original(*a, **k))[1]  # noqa: E731
+    spy = Mock(wraps=training.fine_tune)
     monkeypatch.setattr(training, "fine_tune", spy)
     quick = dataclasses.replace(TINY, max_steps=4, save_steps=4, max_new_tokens=2)
     first = adapters.trained("reply", quick)
     assert first.record["steps"] == 4 and first.record["after"]["complete"] == 0
     again = adapters.trained("reply", quick)
-    assert len(runs) == 1 and again.record["final_loss"] == first.record["final_loss"]
+    assert spy.call_count == 1 and again.record["final_loss"] == first.record["final_loss"]
     assert "found in tiny-reply-adapter, 4 steps" in capsys.readouterr().out
     adapters.trained("reply", quick, seed=1)
     out = capsys.readouterr().out
-    assert len(runs) == 2 and "left aside: it was trained with other settings" in out
+    assert spy.call_count == 2 and "left aside: it was trained with other settings" in out
     weights = first.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     adapters.trained("reply", quick, seed=1)
-    assert len(runs) == 3 and "cannot be used" in capsys.readouterr().out
+    assert spy.call_count == 3 and "cannot be used" in capsys.readouterr().out
     with pytest.raises(AdapterError, match="there is no task 'poem': choose one of ticket, reply"):
         adapters.trained("poem", TINY)
 
@@ -261,9 +208,7 @@ BROUGHT = {
     "DoRA": ({"use_dora": True}, with_magnitudes, None),
     "half of the layers": ({"target_modules": REGEX}, only(*HALF), "h.2.* is missing in its file"),
     "keys without prefix": ({}, renamed("base_model.model.", ""), "is missing"),
-    "foreign layers": ({}, renamed("query_key_value", "q_proj"), "query_.* is missing"),
     "another rank": ({"r": 8}, None, r"is \[16, \d+\] in its file and \[8, \d+\] by its"),
-    "no tensors": ({}, only("nowhere"), "is missing"),
     "one too many": ({}, lambda t: t | {"x": torch.ones(1)}, r"x is \[1\] in its file and missing"),
     "not a number": ({}, lambda t: {k: v * torch.nan for k, v in t.items()}, "is not finite"),
     "targets null": ({"target_modules": None}, None, "target_modules is None"),
@@ -297,15 +242,11 @@ def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors,
             loading.load_adapter(base, folder, TINY)
 
 
-def test_pickled_and_damaged_weights_are_refused(folders, base, tmp_path):
+def test_pickled_weights_are_refused(folders, base, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(folders["a"], folder)
-    file = folder / "adapter_model.safetensors"
     torch.save(tensors_of(folder), folder / "adapter_model.bin")
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(AdapterError, match="cannot be used"):
-        loading.load_adapter(base, folder, TINY)
-    file.unlink()
+    (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="it is pickled, .* weights_only=True.* converts it"):
         loading.load_adapter(base, folder, TINY)
 
@@ -324,19 +265,17 @@ def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts, tmp_path):
+def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts):
     """The README that is saved beside an adapter, run as it stands, but for the base's folder."""
-    folder = tmp_path / "adapter"
     model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
-    record = RECORD | {"max_new_tokens": 8, "data": "tickets"}
-    loading.save_adapter(model, folder, TINY, record, tokenizer)
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (folders["a"] / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace('"data/tiny-falcon"', repr(TINY.model_path)).replace("MESSAGE", prompts[0])
     code += "import bitsandbytes as bnb\n"
     code += "print(sum(type(m) is bnb.nn.Linear4bit for m in model.modules()))"
-    run = python("-c", code, cwd=folder)
+    run = python("-c", code, cwd=folders["a"])
     assert run.returncode == 0, run.stderr
-    answer = prompting.generate(model, tokenizer, prompts[:1], 8, 1, progress=False)[0]
+    limit = RECORD["max_new_tokens"]
+    answer = prompting.generate(model, tokenizer, prompts[:1], limit, 1, progress=False)[0]
     assert run.stdout.strip().splitlines()[-2:] == [answer, "16"]
 
 
@@ -380,12 +319,3 @@ def test_an_adapter_names_the_base_of_its_profile(tmp_path):
     assert adapters.profile_for(str(tmp_path), "tiny").model == TINY.model
     (tmp_path / "adapter_config.json").write_text("{}")
     assert adapters.profile_for(str(tmp_path), None) == TINY
-
-
-def test_a_line_is_answered_before_the_next_one_is_read():
-    read = []
-    lines = (read.append(line) or line for line in ("one", "two", "three"))
-    answer = lambda group: [f"re: {m}" for m in group]  # noqa: E731
-    answers = adapters.answer_lines(lines, answer, lambda message: None)
-    assert next(answers) == "re: one" and read == ["one"]
-    assert list(answers) == ["re: two", "re: three"]

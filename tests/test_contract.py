@@ -35,18 +35,14 @@ def without_code(text: str) -> str:
 
 
 @by_notebook
-def test_runs_in_order_without_errors(path):
+def test_runs_in_order_without_errors_from_the_same_setup_cell(path):
     cells = code_cells(path)
     counts = [cell["execution_count"] for cell in cells]
     assert counts == list(range(1, len(cells) + 1)), "run `make refresh`"
     assert not [output for output in outputs(path) if output["output_type"] == "error"]
-
-
-@by_notebook
-def test_setup_cell_is_the_same_everywhere(path):
-    first, wanted = code_cells(path)[0], SETUP_CELL.read_text(encoding="utf-8").rstrip("\n")
-    assert source(first) == wanted, "run `make setup-cell`"
-    assert "setup" in tags(first) and "NBVAL_CHECK_OUTPUT" not in wanted
+    wanted = SETUP_CELL.read_text(encoding="utf-8").rstrip("\n")
+    assert source(cells[0]) == wanted, "run `make setup-cell`"
+    assert "setup" in tags(cells[0]) and "NBVAL_CHECK_OUTPUT" not in wanted
 
 
 @by_notebook

@@ -92,13 +92,9 @@ def test_tiny_falcon_has_falcon_7bs_structure_and_copies():
     same = "multi_query parallel_attn alibi bias new_decoder_architecture tie_word_embeddings"
     for key in (*same.split(), "model_type"):
         assert getattr(tiny, key) == getattr(large, key), key
-    assert tiny.hidden_size // tiny.num_attention_heads == 64
-    assert large.hidden_size // large.num_attention_heads == 64
-    assert (TINY / "model.safetensors").stat().st_size <= 6e6
-    assert 0.8e6 <= sum(memory.count_parameters(tiny).values()) <= 3e6
+    assert {config.hidden_size // config.num_attention_heads for config in (tiny, large)} == {64}
     curve = json.loads((TINY / "pretraining.json").read_text())["curve"]
     assert curve[-1]["copying"] >= 0.95
-    assert 90_000 <= (TINY / "heldout.txt").stat().st_size <= 130_000
 
 
 def test_the_card_of_the_tiny_falcon_is_what_its_script_writes(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from helpers.errors import DataError, TutorialError
+from helpers.errors import DataError
 from helpers.exercises import WrongAnswer, check
 from tests.notebooks import NOTEBOOKS, code_cells, source, tags
 
@@ -158,12 +158,6 @@ def test_notebooks_pose_check_and_solve_the_exercises_that_have_judges():
         posed = "".join(source(cell) for cell in code_cells(path) if "exercise" in tags(cell))
         assert "    return ...\n" in posed, f"nothing to build in {path.name}"
     assert checked["exercise"] == checked["solution"] == set(CASES)
-
-
-@pytest.mark.parametrize("number", ["01.9", "09.1", "1.1", "", 1.1, None])
-def test_an_unknown_number_is_refused(number):
-    with pytest.raises(TutorialError, match="there is no exercise"):
-        check(number, 1)
 
 
 def test_a_hint_shows_in_a_notebook_as_one_line():

@@ -19,17 +19,12 @@ from helpers import checkpoints, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import TutorialError
 
-KEYS = """profile model revision data seed settings versions parameters_total parameters_trainable
-    linear4bit_modules footprint_bytes footprint_expected_bytes max_new_tokens before after
-    after_reworded perplexity_before train_seconds total_seconds steps final_loss
-    useful_tokens_per_second peak_rss_bytes adapter_dir"""
 SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
 
 
 def test_main_job_reaches_its_figures(main_job):
     """`main_job` (conftest.py): results.json of `make finetune`'s command, run once a test run."""
     record, folder = main_job
-    assert set(record) == set(KEYS.split())
     assert record["before"]["exact_match"] <= 0.02
     assert record["after"]["valid_json"] >= 0.99
     assert record["after"]["exact_match"] >= 0.97
@@ -42,19 +37,9 @@ def test_main_job_reaches_its_figures(main_job):
     assert "FalconLinear = torch.nn.Linear" in card
 
 
-SHORT_RUN = """
-import sys
-from dataclasses import replace
-from helpers import profiles, training
-short = {"max_steps": 24, "save_steps": 6, "micro_batch": 4}
-profiles.PROFILES["tiny"] = replace(profiles.PROFILES["tiny"], **short)
-sys.exit(training.main(sys.argv[1:]))
-"""
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 tickets as a reader's own file: enough for a run of a few seconds."""
+    """60 tickets as a reader's own file."""
     path = tmp_path_factory.mktemp("data") / "short.jsonl"
     lines = (records.TICKETS / "train.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:60]))
@@ -62,10 +47,10 @@ def data(tmp_path_factory):
 
 
 def start(data, output, *more) -> subprocess.Popen:
-    columns = ["--prompt-column", "message", "--answer-column", "ticket"]
-    arguments = ["--data", str(data), *columns, "--output", str(output), "--no-scoring", *more]
+    arguments = "-m helpers.training --prompt-column message --answer-column ticket --no-scoring"
+    arguments += f" --steps 12 --save-steps 3 --data {data} --output {output}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", SHORT_RUN, *arguments], cwd=ROOT, **pipes)
+    return subprocess.Popen([sys.executable, *arguments.split(), *more], cwd=ROOT, **pipes)
 
 
 def finish(process) -> str:
@@ -84,16 +69,16 @@ def undisturbed(data, tmp_path_factory):
 def start_and_save(data, output) -> subprocess.Popen:
     """A run that has its first checkpoint and goes on."""
     process, deadline = start(data, output), time.monotonic() + 240
-    while not (output / "checkpoints" / "checkpoint-6" / checkpoints.MARKER).exists():
+    while not (output / "checkpoints" / "checkpoint-3" / checkpoints.MARKER).exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
 
 
-def same_end(a, b, steps: int = 24) -> None:
-    """Equal losses at every step, training and validation, and equal adapters."""
-    state = f"checkpoints/checkpoint-{steps}/trainer_state.json"
+def same_end(a, b) -> None:
+    """Equal losses at every one of 12 steps, training and validation, and equal adapters."""
+    state = "checkpoints/checkpoint-12/trainer_state.json"
     logs = [json.loads((folder / state).read_text())["log_history"] for folder in (a, b)]
     losses = [[(e["step"], e.get("loss"), e.get("eval_loss")) for e in log] for log in logs]
     assert losses[0] == losses[1] and any(loss[2] for loss in losses[0])
@@ -106,7 +91,7 @@ def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
     process.kill()
     process.communicate()
     assert not (tmp_path / "results.json").exists()
-    half = tmp_path / "checkpoints" / "checkpoint-23"  # as a kill while saving leaves it
+    half = tmp_path / "checkpoints" / "checkpoint-11"  # as a kill while saving leaves it
     half.mkdir()
     (half / "trainer_state.json").write_text('{"half": ')
     assert "resuming from checkpoint-" in finish(start(data, tmp_path, "--resume"))

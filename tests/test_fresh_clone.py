@@ -74,8 +74,8 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     variables |= {"PYTHONPATH": f"{FAKE_COLAB}:{GUARD}", "TOKENIZERS_PARALLELISM": "false"}
     shim = {"LOG": str(log), "FROM": sysconfig.get_path("purelib"), "TO": str(site)}
     variables |= {f"PIP_SHIM_{key}": value for key, value in shim.items()}
-    command, options = [python, "-c", RUN_ALL], {"cwd": content, "env": variables}
-    done = subprocess.run(command, **options, capture_output=True, text=True)
+    options = {"cwd": content, "env": variables, "capture_output": True, "text": True}
+    done = subprocess.run([python, "-c", RUN_ALL], **options)
     assert done.returncode == 0, done.stderr[-3000:]
 
     # pip was called once, for the two that Colab lacks, with what is installed as a constraint
@@ -92,8 +92,8 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
 
     # the series ran from the fetched revision, and left its adapter there
     clone = content / "qlora-by-hand"
-    heads = [output_of("git", "-C", at, "rev-parse", "HEAD") for at in (clone, published)]
-    assert heads[0] == heads[1]
+    heads = {output_of("git", "-C", at, "rev-parse", "HEAD") for at in (clone, published)}
+    assert len(heads) == 1
     assert (clone / "runs" / "falcon-qlora" / "adapter" / "adapter_model.safetensors").exists()
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     outputs = json.dumps([cell.outputs for cell in cells])

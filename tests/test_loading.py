@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -34,13 +35,6 @@ def change_tensors(folder, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_load_base_is_4bit_and_leaves_transformers_as_it_was(base):
-    proof = loading.prove_4bit(base)
-    assert proof.linear4bit_modules == 4 * base.config.num_hidden_layers
-    assert proof.footprint_bytes == proof.footprint_expected_bytes
-    assert modeling_falcon.FalconLinear is not torch.nn.Linear
-
-
 @pytest.mark.parametrize("name", ["as Falcon-RW", "Llama", "Mistral", "Qwen2"])
 def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenizer, tmp_path):
     """Random models: every linear layer but the head gets 4 bits and an adapter, which learns."""
@@ -56,12 +50,6 @@ def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenize
     learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]
     assert len(learned) == len(layers)
     assert len(prompting.generate(model, tokenizer, ["hello"], 4, 1, False)) == 1
-
-
-def test_a_model_that_is_not_4bit_is_not_proven(tiny):
-    plain = FalconForCausalLM.from_pretrained(tiny.model_path)
-    with pytest.raises(NotQuantizedError, match="0 of 16 linear layers are 4-bit"):
-        loading.prove_4bit(plain)
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant_type", "fp4"), ("use_double_quant", False)])
@@ -83,29 +71,6 @@ def test_the_fingerprint_sees_every_packed_byte_and_every_scale(base):
     assert loading.base_fingerprint(base) == before
 
 
-def test_4bit_logits_are_near_the_16bit_models(base, tiny, tokenizer):
-    full = FalconForCausalLM.from_pretrained(tiny.model_path, dtype=torch.float32)
-    text = "Call me Ishmael. Some years ago, never mind how long"
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        a, b = full(ids).logits.log_softmax(-1), base(ids).logits.log_softmax(-1)
-    divergence = torch.nn.functional.kl_div(b, a, log_target=True, reduction="batchmean")
-    assert divergence / ids.shape[1] < 0.2
-
-
-def test_inference_changes_no_byte_and_gradients_still_flow(base, tiny, tokenizer):
-    """bitsandbytes' inference format for some CPUs would re-pack the bytes and cut the gradient."""
-    before = loading.base_fingerprint(base)
-    prompting.generate(base, tokenizer, ["hello"], 4, 1, progress=False)
-    assert loading.base_fingerprint(base) == before
-    model = loading.attach_lora(base, tiny).train()
-    ids = torch.tensor([[5, 6, 7, 8]])
-    model(input_ids=ids, labels=ids).loss.backward()
-    # B is zero, so A has no gradient yet; every B has one, which comes through 4-bit layers
-    gradients = [p.grad.abs().sum() for name, p in model.named_parameters() if "lora_B" in name]
-    assert len(gradients) == 16 and all(gradient > 0 for gradient in gradients)
-
-
 def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     """Random weights of Falcon-7b's shapes, one layer and a small vocabulary, and one step."""
     config = memory.known_config(profiles.FALCON_7B)
@@ -115,6 +80,7 @@ def test_falcon_7b_shapes_take_the_same_path(tmp_path):
     profile = dataclasses.replace(T4, gpu_bytes=0, **changes)
     model = loading.load_base(profile)
     assert loading.prove_4bit(model).linear4bit_modules == 4
+    assert modeling_falcon.FalconLinear is not torch.nn.Linear  # as it was
     assert model.lm_head.weight.dtype == torch.bfloat16
     model = loading.attach_lora(model, profile).train()
     wanted = memory.adapter_parameters(config, profile.lora_r, profile.target_modules)
@@ -132,12 +98,11 @@ def same_bits(a, b) -> bool:
 
 
 def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied, monkeypatch):
-    calls, original = [], functional.quantize_4bit
-    spy = lambda *a, **k: (calls.append(1), original(*a, **k))[1]  # noqa: E731
+    spy = Mock(wraps=functional.quantize_4bit)
     monkeypatch.setattr(functional, "quantize_4bit", spy)
     profile, folder = copied
     first, second = (loading.load_base(profile, cache=tmp_path / "cache") for _ in range(2))
-    assert len(calls) == 16
+    assert spy.call_count == 16
     plain = loading.load_base(profile)
     assert same_bits(first, plain) and same_bits(second, plain)
     assert second.name_or_path == plain.name_or_path
@@ -184,21 +149,15 @@ def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(copied,
     assert not (folder / "exploded").exists()
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub with one file, and a disk with some room; returns what is fetched from it."""
-
-    def serve(name, size, to_fetch, free):
+def test_a_hub_model_without_room_or_safetensors_is_told_before_the_download(monkeypatch):
+    def hub(name, size, to_fetch, free):
+        """A hub with one file, and a disk with some room; returns what is fetched from it."""
         fetched, file = [], SimpleNamespace(filename=name, file_size=size, will_download=to_fetch)
         fake = lambda *a, dry_run=False, **k: [file] if dry_run else fetched.append(k)  # noqa: E731
         monkeypatch.setattr(loading, "snapshot_download", fake)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         return fetched
 
-    return serve
-
-
-def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(hub):
     fetched = hub("a.safetensors", 14 * 10**9, True, free=9 * 10**9)
     with pytest.raises(ModelError, match=r"they take 14.0 GB, 9.0 GB are free\): .*HF_HOME"):
         loading.fetch(T4)
@@ -206,9 +165,6 @@ def test_a_hub_model_without_room_is_told_before_the_download_if_it_is_not_here(
     fetched = hub("a.safetensors", 14 * 10**9, False, free=10)
     loading.fetch(T4)
     assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
-
-
-def test_a_hub_model_without_safetensors_is_refused(hub):
     hub("config.json", 100, True, free=10**12)
     with pytest.raises(ModelError, match="are no .safetensors files.*only safetensors are loaded"):
         loading.fetch(T4)

@@ -12,17 +12,6 @@ from helpers import evaluation, prompting, records
 from helpers.environment import ROOT
 from helpers.errors import DataError
 
-IGNORED = prompting.IGNORED
-
-
-def test_labels_are_the_answer_and_the_end_token(tokenizer):
-    example = prompting.encode_example(tokenizer, "Where is it?", "Here.")
-    learned = tokenizer(" Here.")["input_ids"] + [tokenizer.eos_token_id]
-    ids = example["input_ids"]
-    assert example["labels"] == [IGNORED] * (len(ids) - len(learned)) + learned
-    assert ids[-len(learned) :] == learned
-    assert tokenizer.decode(ids) == "User: Where is it?\nAssistant: Here." + tokenizer.eos_token
-
 
 def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(tokenizer):
     rows = records.read_tickets("validation")
@@ -57,28 +46,9 @@ def test_the_answers_limit_comes_from_the_data(tokenizer):
 
 
 def test_examples_without_a_label_are_counted_before_training(tokenizer):
-    rows = [{"input_ids": [1, 2], "labels": [IGNORED, 2]}, {"input_ids": [1], "labels": [1]}]
+    rows = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1], "labels": [1]}]
     with pytest.raises(DataError, match="every label of 1 of 2 examples is -100, .* example 1"):
         prompting.check_labels(Dataset.from_list(rows))
-
-
-def test_collator_masks_padding_and_keeps_the_end_tokens_label(tokenizer):
-    end = tokenizer.eos_token_id
-    rows = [{"input_ids": [5, 6, end], "labels": [-100, 6, end]}]
-    rows += [{"input_ids": [7, end], "labels": [7, end]}]
-    batch = prompting.collator(tokenizer)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, end], [7, end, end]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[-100, 6, end], [7, end, -100]]
-
-
-def test_padding_changes_no_loss(base, tokenizer):
-    prompts = ("Hi", "Is the desk lamp with order K4821 on its way to me?")
-    rows = [prompting.encode_example(tokenizer, p, "Yes, of course.") for p in prompts]
-    collate = prompting.collator(tokenizer)
-    with torch.no_grad():
-        together, alone = base(**collate(rows)).logits, base(**collate(rows[:1])).logits
-    torch.testing.assert_close(together[0, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
 
 
 def test_length_grouped_order_sees_every_example_once_an_epoch_and_saves_padding():
@@ -97,10 +67,11 @@ def test_length_grouped_order_sees_every_example_once_an_epoch_and_saves_padding
 
 
 def test_batched_generation_equals_single_generation(base, tokenizer):
-    prompts = records.read_tickets("test")["prompt"][:30]
+    prompts = ["Hi", *records.read_tickets("test")["prompt"][:30], "Where is order K4821? " * 8]
     together = prompting.generate(base, tokenizer, prompts, 24, 16, progress=False)
     options = {"max_new_tokens": 24, "batch_size": 1, "progress": False}
     assert together == [prompting.generate(base, tokenizer, [p], **options)[0] for p in prompts]
+    assert len(set(together)) > 20
 
 
 TICKET = '{"intent":"refund","product":"desk lamp","order":"K4821","urgency":"low"}'

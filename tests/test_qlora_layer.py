@@ -11,16 +11,11 @@ NEEDED = ("NF4Linear", "QLoRALinear", "DequantizedMatmul", "FrugalQLoRALinear", 
 NEEDED += ("TOLERANCE", "compare", "random_case", "saved_bytes")
 # The last does not fill its blocks: 36 * 50 = 28 * 64 + 8
 SHAPES = [(64, 64), (192, 320), (320, 192), (256, 512), (36, 50)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CASES = product(SHAPES, (1, 8), DTYPES, (False, True))
+lesson = load_definitions("03", *NEEDED)
+CASES = product(SHAPES, (1, 8), lesson["TOLERANCE"], (False, True))
 
 
-@pytest.fixture(scope="module")
-def lesson():
-    return load_definitions("03", *NEEDED)
-
-
-def frugal_copy(lesson, layer):
+def frugal_copy(layer):
     """The layer that dequantizes again in backward, with the numbers of `layer`."""
     r, dtype = len(layer.A), layer.compute_dtype
     sizes = (torch.ones(layer.shape), layer.bias, r, r * layer.scaling, dtype)
@@ -30,43 +25,24 @@ def frugal_copy(lesson, layer):
 
 
 @pytest.mark.parametrize(("shape", "r", "dtype", "bias"), CASES)
-def test_equals_peft_on_linear4bit(lesson, shape, r, dtype, bias):
+def test_both_layers_equal_peft_on_linear4bit_and_one_keeps_fewer_bytes(shape, r, dtype, bias):
     ours, theirs, x, grad = lesson["random_case"](*shape, r, dtype, bias, seed=r)
     weight, state = theirs.base_layer.weight, theirs.base_layer.weight.quant_state
     assert torch.equal(ours.packed, weight.flatten())
     assert torch.equal(ours.c2, state.absmax) and torch.equal(ours.c1, state.state2.absmax)
-    differences = lesson["compare"](ours, theirs, x, grad)
-    assert max(differences) <= lesson["TOLERANCE"][dtype], differences
-
-
-@pytest.mark.parametrize(("shape", "dtype", "bias"), product(SHAPES, DTYPES, (False, True)))
-def test_recomputing_in_backward_changes_nothing_but_bytes_kept(lesson, shape, dtype, bias):
-    ours, theirs, x, grad = lesson["random_case"](*shape, 8, dtype, bias)
-    frugal = frugal_copy(lesson, ours)
-    assert max(lesson["compare"](frugal, theirs, x, grad)) <= lesson["TOLERANCE"][dtype]
+    frugal = frugal_copy(ours)
+    for layer in (ours, frugal):
+        differences = lesson["compare"](layer, theirs, x, grad)
+        assert max(differences) <= lesson["TOLERANCE"][dtype], differences
     x = x.requires_grad_()
-    kept = [lesson["saved_bytes"](module, lambda m=module: m(x)) for module in (ours, frugal)]
+    kept = [lesson["saved_bytes"](layer, lambda m=layer: m(x)) for layer in (ours, frugal)]
     assert kept[0] - kept[1] == shape[0] * shape[1] * dtype.itemsize
 
 
-@pytest.mark.parametrize("fault", ["scale", "codes", "offset", "bias"])
-def test_the_comparison_notices_a_fault(lesson, fault):
-    ours, theirs, x, grad = lesson["random_case"](192, 320, 8, torch.float32, True)
-    if fault == "scale":
-        ours.scaling *= 1.01
-    elif fault == "codes":
-        ours.packed[0] ^= 0x10  # one weight moves by one code
-    elif fault == "offset":
-        ours.offset *= 1.001
-    else:
-        ours.bias = None
-    assert max(lesson["compare"](ours, theirs, x, grad)) > lesson["TOLERANCE"][torch.float32]
-
-
-def test_gradients_are_those_of_the_equation_not_merely_those_of_peft(lesson):
+def test_gradients_are_those_of_the_equation_not_merely_those_of_peft():
     """In float64, from the layer's own dequantized matrix."""
     ours, _, x, grad = lesson["random_case"](64, 64, 4, torch.float32, False)
-    frugal = frugal_copy(lesson, ours)
+    frugal = frugal_copy(ours)
     leaves = [t.detach().double().requires_grad_() for t in (x, frugal.A, frugal.B)]
     X, A, B = leaves
     y = X @ frugal.double_dequant().double().T + frugal.scaling * X @ A.T @ B.T
@@ -75,12 +51,3 @@ def test_gradients_are_those_of_the_equation_not_merely_those_of_peft(lesson):
     found = torch.autograd.grad(frugal(x), (x, frugal.A, frugal.B), grad)
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
-
-
-def test_only_the_adapter_is_trainable_and_a_state_dict_carries_the_base(lesson):
-    ours, _, x, _ = lesson["random_case"](64, 128, 4, torch.float32, True)
-    assert [name for name, _ in ours.named_parameters()] == ["A", "B"]
-    weight, bias = torch.randn(64, 128), torch.zeros(64)
-    other = lesson["QLoRALinear"](weight, bias, r=4, alpha=8, compute_dtype=torch.float32)
-    other.load_state_dict(ours.state_dict())
-    assert torch.equal(ours(x), other(x))

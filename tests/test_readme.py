@@ -78,11 +78,8 @@ def test_the_lines_without_make_start_what_they_say_and_a_workflow_runs_them(tmp
 
 def test_the_answer_on_speed_is_what_the_h100_measured():
     sixteen = "16-bit LoRA, colab-a100"
-    steps = [
-        card["colab-a100"]["full"]["seconds_per_step"] / card[sixteen]["full"]["seconds_per_step"]
-        for card in H100S
-        if sixteen in card
-    ]
+    pairs = [(card["colab-a100"], card[sixteen]) for card in H100S if sixteen in card]
+    steps = [a["full"]["seconds_per_step"] / b["full"]["seconds_per_step"] for a, b in pairs]
     turns = next(card[IN_TURNS] for card in H100S if IN_TURNS in card)
     answers = [run["times_as_long"][1] for run in turns.values()]
     text = " ".join(README.split())

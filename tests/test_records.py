@@ -1,9 +1,7 @@
 """Reading data: the cases in tests/cases/data, values as files have them, tables of bad files and
 of bad rows, hub data sets, splitting, and generated files that went wrong."""
 
-import csv
 import gzip
-import io
 import json
 import os
 import random
@@ -51,40 +49,30 @@ def fails(message: str, work, *arguments, **options) -> None:
     assert len(str(caught.value)) < 900
 
 
-def read_or_refuse(path, dropped, *columns, **options) -> tuple[list | None, str]:
+def read_or_refuse(path, dropped) -> tuple[list | None, str]:
     """(rows, what was recognised), or (None, the sentence of the DataError)."""
     try:
-        data = records.read_records(path, *columns, dropped=dropped, **options)
+        data = records.read_records(path, "prompt", "answer", dropped=dropped)
         return data.to_list(), data.info.description
     except DataError as error:
         return None, str(error)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_cases(name):
-    expected, options = EXPECTED[name], EXPECTED[name].get("options", [])
-    options = dict(zip(options[::2], options[1::2], strict=True))
-    columns = options.get("--prompt-column"), options.get("--answer-column")
-    rows, said = read_or_refuse(CASES / name, None, *columns, **SPECIAL)
-    assert ("refused" if rows is None else "read") in expected["expect"]
-    if expected["expect"] != "read or refused" and expected.get("says") != "longer":
-        assert expected.get("says", "") in said  # that a row is longer is for the tokenizer to say
-    assert rows is None or len(rows) == (300 if "duplicates" in name else 60)
-    assert all(row["answer"] == row["answer"].strip() for row in rows or [])
-    if "also" in expected:
-        dropped = []
-        assert len(records.read_records(CASES / name, dropped=dropped)) == 59
-        assert [row.kind for row in dropped] == ["the answer is empty"]
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_cases_on_the_command_line(name, tmp_path, capsys):
-    expected = EXPECTED[name]
+def test_the_cases_on_the_command_line(name, tmp_path, capsys, monkeypatch):
+    expected, read, found = EXPECTED[name], records.read_records, []
+    monkeypatch.setattr(records, "read_records", lambda *a: found.append(read(*a)) or found[-1])
     for case in (expected, *filter(None, [expected.get("also")])):
         command = ["--data", str(CASES / name), *case.get("options", [])]
         done = training.main([*command, *"--steps 2 --no-scoring --output".split(), str(tmp_path)])
+        said = "".join(capsys.readouterr())
         assert (done == 0 and "read" or "refused") in case["expect"]
-        assert case.get("says", "") in "".join(capsys.readouterr()) or "or" in case["expect"]
+        assert case.get("says", "") in said or "or" in case["expect"]
+        if case is not expected:
+            assert len(found[-1]) == 59 and "the answer is empty" in said
+        elif found:
+            assert len(found[-1]) == (300 if "duplicates" in name else 60)
+            assert all(answer == answer.strip() for answer in found[-1]["answer"])
 
 
 def test_values_arrive_as_the_file_has_them(read):
@@ -121,14 +109,12 @@ def test_plain_lines_are_not_looked_at_one_by_one(read, monkeypatch):
 # file name, its bytes, what the sentence must say
 WHOLE_FILE = [
     ("empty.jsonl", b"", "empty.jsonl holds no row"),
-    ("blank.jsonl", b"\n \n", "blank.jsonl holds no row"),
     ("binary.jsonl", bytes(range(256)) * 4, "is UTF-16 or binary: save it as text"),
     ("utf16.csv", "prompt,answer\na,b\n".encode("utf-16"), "is UTF-16 or binary"),
     ("header.csv", b"prompt,answer\n", "header.csv holds no row"),
     ("quote.csv", b'prompt,answer\n"a,b\nc,d\n', "quote.csv, line 2: a quote is opened"),
     ("twice.csv", b"prompt,answer,answer\na,b,c\n", r"columns twice: rename one of \['answer'"),
     ("cut.json", b'[{"prompt": "a", ', "cut.json is not JSON.*give a list of objects"),
-    ("prose.txt", b"Once upon a time\nthere was\n", "prose.txt is not JSON"),
     ("broken.parquet", b"PAR1" * 20, "broken.parquet cannot be read"),
     ("cut.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:30], "cut.jsonl.gz cannot be read"),
     ("sheet.xlsx", b"PK", "sheet.xlsx' .* ends otherwise: name a file ending in .jsonl"),
@@ -149,9 +135,7 @@ ONE_ROW = {
     "half a surrogate pair": (as_line("ok \ud800"), "the prompt is not UTF-8"),
     "Latin-1": (as_line("xyz").replace(b"y", b"\xe9"), "the prompt is not UTF-8"),
     "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
-    "answer of the user": (as_line(answer="User: c"), "User: or Assistant: begins"),
     "prompt of the assistant": (as_line("Assistant: c"), "User: or Assistant: begins"),
-    "prompt begins two turns": (as_line("User: User: c"), "User: or Assistant: begins"),
     "answer begins two": (as_line(answer="Assistant: Assistant: c"), "User: or Assistant: begins"),
     "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
     "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
@@ -343,32 +327,20 @@ def test_own_splits_say_what_they_found(tmp_path, capsys, monkeypatch):
         assert line in said
 
 
-WORDS = ["où", "日本", '"quoted"', "a, b", "line\nbreak", "\t", "😀", "{", "]", "\\", "\u2028"]
-ODD = [None, 3, True, "", "  ", [], {}, {"a": 1}, "\nUser: x", "<|endoftext|>", CHAT, CHAT[:1]]
 JUNK = [b'"', b"\n", b",", b"{", b"[" * 5000, b"\0", b"\xff", b"\r", b"9" * 5000, b"null", b"}\n"]
 
 
 def make_file(generator: random.Random) -> tuple[str, bytes]:
-    """(ending, bytes) of a data file in which a few texts and up to three places are odd."""
-
-    def text() -> object:
-        words = generator.choices(WORDS, k=generator.randint(1, 8))
-        return generator.choice(ODD) if generator.random() < 0.05 else " ".join(words)
-
-    rows = [{"prompt": text(), "answer": text()} for _ in range(generator.randint(0, 9))]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["prompt", "answer"], delimiter=generator.choice(",;"))
-    writer.writeheader()
-    writer.writerows(rows)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    kinds = {"csv": out.getvalue(), "json": json.dumps(rows, indent=1), "jsonl": lines}
-    ending = generator.choice(["csv", "json", "jsonl"])
-    data = kinds[ending].encode()
+    """(name, bytes) of a data file, some of its rows bad, in which up to three places are odd."""
+    lines = generator.choices([GOOD, as_line("où, 日本 😀", '"\u2028\\')], k=6)
+    lines += generator.sample([line for line, _ in ONE_ROW.values()], generator.randint(0, 1))
+    shapes = [(name, text.encode()) for name, text in SHAPES.items()]
+    name, data = generator.choice([*shapes, *[("rows.jsonl", b"".join(lines))] * len(shapes)])
     for _ in range(generator.choice([0, 0, 1, 2, 3])):
         at, to = sorted(generator.choices(range(len(data) + 1), k=2))
         cuts = [data[:at] + data[to:], data[:at] + generator.choice(JUNK) + data[at:]]
         data = generator.choice([*cuts, b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n")])
-    return ending, data
+    return name, data
 
 
 def test_generated_files(tmp_path, monkeypatch):
@@ -376,14 +348,14 @@ def test_generated_files(tmp_path, monkeypatch):
     a row would be dropped; every sentence is short and names the file."""
     generator, outcomes = random.Random(7), {"refused": 0, "all kept": 0, "some dropped": 0}
     for number in range(400):
-        ending, data = make_file(generator)
-        path, dropped, again = tmp_path / f"file{number}.{ending}", [], []
+        name, data = make_file(generator)
+        path, dropped, again = tmp_path / f"{number}-{name}", [], []
         path.write_bytes(data)
-        rows, said = read_or_refuse(path, dropped, "prompt", "answer")
-        strict, why = read_or_refuse(path, None, "prompt", "answer")
+        rows, said = read_or_refuse(path, dropped)
+        strict, why = read_or_refuse(path, None)
         with monkeypatch.context() as patch:
             patch.setattr(records, "read_json", lambda *a: [])
-            assert read_or_refuse(path, again, "prompt", "answer") == (rows, said)
+            assert read_or_refuse(path, again) == (rows, said)
         assert again == dropped
         assert strict == (None if dropped else rows)
         said = [said] if rows is None else []

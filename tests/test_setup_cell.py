@@ -1,6 +1,5 @@
 """The setup cell: in a checkout, from a copy, in an empty folder; and what it may ask of pip."""
 
-import json
 import os
 import re
 import subprocess
@@ -168,14 +167,13 @@ def test_what_colab_lacks_asks_for_nothing_that_would_replace_what_it_has():
                 assert needed.specifier.contains(have[needed.name]), f"{name} replaces {needed}"
 
 
-@pytest.fixture
-def lacking(monkeypatch, tmp_path):
-    """Python lacks a package that the stand-in for pip has: (log of its calls, its METADATA)."""
+def test_a_package_that_would_replace_torch_is_not_added_and_elsewhere_none(monkeypatch, tmp_path):
+    """One that Python lacks and the stand-in for pip has; test_fresh_clone.py sees one added."""
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     for folder in (wheels / "loralib", wheels / "loralib-0.1.2.dist-info", site):
         folder.mkdir(parents=True)
-    metadata = wheels / "loralib-0.1.2.dist-info" / "METADATA"
-    metadata.write_text("Metadata-Version: 2.1\nName: loralib\nVersion: 0.1.2\n")
+    metadata = "Metadata-Version: 2.1\nName: loralib\nVersion: 0.1.2\n"
+    file = wheels / "loralib-0.1.2.dist-info" / "METADATA"
     find = environment.importlib.util.find_spec
 
     def found(name: str):
@@ -186,28 +184,17 @@ def lacking(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     for name, value in {"LOG": tmp_path / "log", "FROM": wheels, "TO": site}.items():
         monkeypatch.setenv(f"PIP_SHIM_{name}", str(value))
-    return tmp_path / "log", metadata
-
-
-def test_on_colab_only_the_missing_package_is_asked_for(monkeypatch, lacking):
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    environment.prepare()
-    (call,) = map(json.loads, lacking[0].read_text().splitlines())
-    assert call["wanted"] == ["loralib==0.1.2"]
-    assert f"torch=={version('torch')}" in call["constraints"]
-    assert not {"--upgrade", "-U", "--force-reinstall"} & set(call["arguments"])
-    monkeypatch.setattr(subprocess, "run", None)
-    environment.prepare()  # nothing is missing now: nothing is started
-
-
-def test_a_package_that_would_replace_torch_is_not_added_and_elsewhere_none(monkeypatch, lacking):
     words = r"lacks loralib==0.1.2: start with `make lab`, or run pip install -r requirements.txt"
     with pytest.raises(TutorialError, match=words):
         environment.prepare()
-    assert not lacking[0].exists()
+    assert not (tmp_path / "log").exists()
     monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    lacking[1].write_text(lacking[1].read_text() + "Requires-Dist: torch==2.3.0\n")
+    file.write_text(metadata + "Requires-Dist: torch==2.3.0\n")
     words = r"pip could not add loralib==0.1.2 beside .* \(ERROR: torch==2.3.0 would replace"
     with pytest.raises(TutorialError, match=words):
         environment.prepare()
     assert environment.missing() == ["loralib==0.1.2"]
+    file.write_text(metadata)
+    environment.prepare()
+    monkeypatch.setattr(subprocess, "run", None)
+    environment.prepare()  # nothing is missing now: nothing is started

@@ -118,21 +118,6 @@ def test_bytes_while_training_are_those_of_the_real_model():
     assert script.training_bytes(model, TINY_RUN) == pytest.approx(held, rel=1e-3)
 
 
-def test_one_pass_tells_what_generation_would():
-    model, tokenizer, rows = study.load_format("fp32").eval(), study.tokenizer(), []
-    for prompt in list(records.read_tickets("test")["prompt"])[:12]:
-        answer = prompting.generate_ids(model, tokenizer, [prompt], 12)[0]
-        ids = tokenizer(prompting.build_prompt(prompt))["input_ids"]
-        labels = [prompting.IGNORED] * len(ids) + answer
-        rows.append({"input_ids": ids + answer, "labels": labels})
-    right, loss = study.answer_losses(model, rows)
-    assert all(right)
-    for changed in rows[::2]:
-        changed["labels"][-1] = (changed["labels"][-1] + 1) % len(tokenizer)
-    right, greater = study.answer_losses(model, rows)
-    assert right == [i % 2 == 1 for i in range(12)] and greater > loss
-
-
 def test_skewed_rows_are_skewed_as_they_say():
     high = skew.urgency_tokens()[skew.HIGH]
     pairs = zip(study.encoded("train"), skew.train_tickets(), strict=True)
