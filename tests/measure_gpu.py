@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from bitsandbytes.functional import quantize_4bit
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -155,22 +154,6 @@ def ratio(run: dict) -> float:
     plan = plan_of(run)
     moving = plan.gradients + plan.activations + plan.logits + plan.casts + plan.workspace
     return moving / (run["max_memory_allocated"] - run["memory_allocated"])
-
-
-def attention_bytes(dtype: torch.dtype, length: int = 2048, heads: int = 71) -> list[float]:
-    """Bytes that fused attention on one key head keeps for backward, and the peak of both passes,
-    each for one score of query and key."""
-    shapes = ((1, heads, length, 64), (1, 1, length, 64), (1, 1, length, 64))
-    tensors = [torch.randn(s, device="cuda", dtype=dtype, requires_grad=True) for s in shapes]
-    for _ in range(2):  # the first pass takes cuBLAS's workspace, which stays
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        out = F.scaled_dot_product_attention(*tensors, is_causal=True)
-        kept = torch.cuda.memory_allocated() - before
-        torch.autograd.grad(out.sum(), tensors)
-        peak = torch.cuda.max_memory_allocated() - before
-        del out
-    return [round(size / (heads * length * length), 2) for size in (kept, peak)]
 
 
 @torch.inference_mode()

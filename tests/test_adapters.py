@@ -10,12 +10,14 @@ import resource
 import shutil
 import subprocess
 import sys
-from unittest.mock import Mock, create_autospec
+import threading
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
@@ -145,18 +147,44 @@ def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_push_cell_uploads_the_folder_to_a_private_place(folders, monkeypatch, capsys):
-    """Notebook 06's cell with PUSH = True; the hub's client checks how it is called."""
+class Hub(BaseHTTPRequestHandler):
+    """The hub as an upload sees it: keeps what is posted in `got`, {end of the path: body}."""
+
+    got, place = {}, "http://127.0.0.1/me/mine"
+
+    def do_POST(self):
+        end = self.path.rpartition("/")[2]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = {"url": self.place, "commitUrl": f"{self.place}/commit/a", "commitOid": "abc123"}
+        if "/preupload/" in self.path:
+            kept = {"uploadMode": "regular", "shouldIgnore": False}
+            answer["files"] = [file | kept for file in json.loads(body)["files"]]
+        self.got[end] = body  # of the commit in the end
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer | {"errors": [], "warnings": []}).encode())
+
+
+def test_the_push_cell_uploads_the_folder(folders):
+    """Notebook 06's cell with PUSH = True, against a hub played on loopback."""
     cell = next(c for c in map(source, code_cells(notebook("06"))) if "PUSH = " in c)
-    hub, name = create_autospec(HfApi, instance=True), {"repo_id": "YOUR-NAME/falcon-tickets"}
-    url = "https://huggingface.co/me/mine/commit/abc123"
-    hub.upload_folder.return_value = CommitInfo(url, "message", "description", oid="abc123")
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    given = {"ticket": adapters.Trained(folders["a"], {})}
-    exec(cell.replace("PUSH = False", "PUSH = True"), given)  # noqa: S102 - our own
-    hub.create_repo.assert_called_once_with(**name, private=True, exist_ok=True)
-    hub.upload_folder.assert_called_once_with(**name, folder_path=folders["a"])
-    assert "revision to pin: abc123" in capsys.readouterr().out
+    code = "from types import SimpleNamespace\n"
+    code += f"ticket = SimpleNamespace(folder={str(folders['a'])!r})\n"
+    code += cell.replace("PUSH = False", "PUSH = True")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
+        here |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        run = python("-c", code, env=os.environ | here)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert "revision to pin: abc123" in run.stdout
+    wanted = json.loads(Hub.got["create"])
+    assert wanted.get("private") is True or wanted["visibility"] == "private"  # as before and since
+    lines = [json.loads(line) for line in Hub.got["main"].splitlines()]
+    files = [line["value"] for line in lines if line["key"] == "file"]
+    sent = {file["path"]: b64decode(file["content"]) for file in files}
+    assert sent == {path.name: path.read_bytes() for path in folders["a"].iterdir()}
 
 
 def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):

@@ -111,16 +111,6 @@ def test_github_sets_every_formula(path):
     assert not re.findall(refused, text)
 
 
-@by_notebook
-def test_headings_go_down_one_level_at_a_time_and_sections_count_from_one(path):
-    headings = re.findall(r"^#+ .*", without_code(prose(path)), re.MULTILINE)
-    levels = [len(line.split()[0]) for line in headings]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), headings
-    numbers = [int(n) for line in headings for n in re.findall(r"^## (\d+)\. ", line)]
-    assert numbers == list(range(1, len(numbers) + 1))
-
-
 def asserts(cell) -> bool:
     """Whether a cell asserts: by `assert`, or by a call whose name begins with assert."""
     nodes = list(ast.walk(ast.parse(source(cell))))

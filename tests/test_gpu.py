@@ -52,14 +52,6 @@ def test_the_cards_nf4_bytes_are_those_by_hand(dtype):
 
 
 @on_gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention_on_one_key_head_makes_four_copies(dtype):
-    found = measure_gpu.attention_bytes(dtype)
-    measure_gpu.note(f"bytes a score of 71 heads on one key head: kept, peak, {dtype}", found)
-    assert found == pytest.approx([4.2, 16.2], abs=0.2)  # float32, in 16 bits too
-
-
-@on_gpu
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
     """In 16 bits under autocast, in float16 with loss scaling, as on a T4; scored as always."""
@@ -72,14 +64,9 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
 
 @on_gpu
 def test_16_bit_lora_beside_qlora():
-    """The largest profile on a base that is not quantized: memory and step time."""
+    """The largest profile on a base that is not quantized: memory, step time, answers in turns."""
     profile = at_full_size(profiles.PROFILES["colab-a100"])
     assert_as_planned(measure_gpu.lora_runs("16-bit LoRA, colab-a100", profile, "cuda"))
-
-
-@on_gpu
-def test_answers_of_4_and_16_bits_take_turns():
-    profile = at_full_size(profiles.PROFILES["colab-a100"])
     assert len(measure_gpu.answers_in_turns(profile, "cuda")) == 3
 
 
