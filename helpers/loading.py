@@ -273,16 +273,13 @@ def save_adapter(
     return Path(folder)
 
 
-def load_adapter(base, folder: str | Path, profile: Profile, name: str = "default") -> PeftModel:
-    """Put a saved adapter on `base`, or beside the others of a PeftModel, ready to answer;
-    AdapterError if it is missing, damaged, of another base, or not what its config promises."""
+def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
+    """Put a saved adapter on `base`, ready to answer; AdapterError if it is missing, damaged, of
+    another base, or not what its config promises."""
     config, tensors = check_adapter(folder, profile)
-    if isinstance(base, PeftModel):
-        base.add_adapter(name, config)
-    else:
-        base = PeftModel(base, config, name)
-    set_peft_model_state_dict(base, tensors, name)
-    return base.requires_grad_(False).eval()
+    model = PeftModel(base, config)
+    set_peft_model_state_dict(model, tensors)
+    return model.requires_grad_(False).eval()
 
 
 def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
