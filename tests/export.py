@@ -145,6 +145,7 @@ def test_vllm_serves_the_merged_folder_with_the_line_of_notebook_06(
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {built}\n")
     settings = {"PYTHONPATH": str(tmp_path), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    settings["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GB; by default most of the machine's memory
     prompts = records.read_tickets("test")["prompt"][:MESSAGES]
     body = {"model": folder, "prompt": list(map(prompting.build_prompt, prompts))}
     body |= {"temperature": 0, "max_tokens": LIMIT}
