@@ -116,13 +116,6 @@ def answer_lines(
         yield from ("" if wrong else next(answers) for wrong in problems)
 
 
-def typed() -> Iterator[str]:
-    """Lines typed at a prompt, until end of file."""
-    with contextlib.suppress(EOFError):
-        while True:
-            yield input("message (Ctrl-D ends)> ")
-
-
 def ask(folder: str, profile: Profile, batch: int) -> None:
     """Answer what is typed, or each line of a pipe, with the adapter in `folder`; an answer may
     take as many tokens as the adapter's README says."""
@@ -148,12 +141,13 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     else:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     answer = partial(prompting.generate_batch, model, tokenizer, **options)
-    lines = typed() if typing else sys.stdin
-    for line in answer_lines(lines, answer, problem, 1 if typing else batch):
-        if not typing:
-            print(" ".join(line.split()), flush=True)
-        if prompting.cut_off(tokenizer, [line], limit):
-            print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
+    lines = iter(partial(input, "message (Ctrl-D ends)> "), None) if typing else sys.stdin
+    with contextlib.suppress(EOFError):  # Ctrl-D
+        for line in answer_lines(lines, answer, problem, 1 if typing else batch):
+            if not typing:
+                print(" ".join(line.split()), flush=True)
+            if prompting.cut_off(tokenizer, [line], limit):
+                print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
 
 
 def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> None:

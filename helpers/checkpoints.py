@@ -31,6 +31,7 @@ from helpers.profiles import Profile
 MARKER = "complete.json"
 ROWS = "the training rows"
 REDRAWN = 2.0  # seconds between two states of the live figure, at least
+SKIPPED = 24  # of the 32 steps of a T4 without a finite gradient: nothing is learned
 
 
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
@@ -171,14 +172,17 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """TutorialError at the first step whose loss or gradient norm is not finite, before it is
-    saved. In float16 the loss alone counts: loss scaling skips gradients that are not finite."""
+    """TutorialError, before it is saved, at the first step whose loss or gradient is not finite; in
+    float16, where loss scaling skips such gradients, only after SKIPPED of them in a row."""
+
+    skipped = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        finite = args.fp16 or math.isfinite(logs.get("grad_norm", 0.0))
-        if not finite or not math.isfinite(logs["loss"]):
+        finite = math.isfinite(logs.get("grad_norm", 0.0))
+        self.skipped = 0 if finite else self.skipped + 1
+        if not math.isfinite(logs["loss"]) or self.skipped > SKIPPED * args.fp16:
             raise TutorialError(
                 f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
                 f"the norm {logs.get('grad_norm')}: lower the learning rate "

@@ -144,18 +144,23 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Hands out an empty folder to fill, which at the end stands at `folder`. After an error, or a
-    kill before that, `folder` is as it was."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # what a kill has left
+    """Hands out an empty folder to fill, which at the end stands at `folder`. After an error, an
+    interrupt or a kill `folder` is as it was, or, killed in the exchange, named NAME.old.part."""
+    part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
     try:
         with writing(folder):
+            shutil.rmtree(part, ignore_errors=True)  # what a kill has left
             part.mkdir(parents=True)
             yield part
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(folder, old)
             os.rename(part, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:

@@ -25,9 +25,8 @@ def parse_ticket(answer: str) -> dict | None:
 def pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
     """Answers with their references; DataError unless there is one for each, and at least one."""
     if len(answers) != len(references) or not references:
-        raise DataError(
-            f"{len(answers)} answers cannot be scored against {len(references)} references"
-        )
+        counts = f"{len(answers)} answers cannot be scored against {len(references)} references"
+        raise DataError(f"{counts}: give one for each")
     return list(zip(answers, references, strict=True))
 
 
@@ -65,9 +64,7 @@ def perplexity(model, tokenizer, text: str, length: int = 128, max_tokens: int =
     tokens; the first of each is not predicted."""
     ids = tokenizer(text)["input_ids"][:max_tokens]
     if len(ids) < length:
-        raise DataError(
-            f"the text has {len(ids)} tokens and is read in windows of {length}: give more"
-        )
+        raise DataError(f"the text has {len(ids)} tokens, a window {length}: give a longer text")
     windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     was_training, total = model.training, 0.0
     model.eval()

@@ -154,10 +154,8 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
             **options,
         )
     if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"the weights of {profile.model!r} lack {missing[:3]}, which would be random: fetch "
-            "them again"
-        )
+        lacking = f"the weights of {profile.model!r} lack {missing[:3]}, which would be random"
+        raise ModelError(f"{lacking}: fetch them again")
     for module in four_bit_layers(model).values():
         # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference and
         # passes no gradient back from then on, even in training. Keep the format that trains.
@@ -256,9 +254,7 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     return model
 
 
-def save_adapter(
-    model: PeftModel, folder: str | Path, profile: Profile, record: dict, tokenizer=None
-) -> Path:
+def save_adapter(model, folder: str | Path, profile: Profile, record: dict, tokenizer) -> Path:
     """Write adapter, README (from the run's `record`, keys as in results.json) and tokenizer to
     `folder`, all or nothing."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
@@ -266,8 +262,7 @@ def save_adapter(
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
         model.save_pretrained(part, save_embedding_layers=False)
-        if tokenizer:
-            tokenizer.save_pretrained(part)
+        tokenizer.save_pretrained(part)
         card = str(ModelCard.from_template(data, **facts))
         (part / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)

@@ -18,7 +18,7 @@ from tests.publish import linked
 CLAIMS = tomllib.loads((ROOT / "tests" / "claims.toml").read_text())["claim"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-FOLDERS = ("notebooks", "data", "tests", ".github")
+FOLDERS = ("notebooks", "helpers", "data", "tests", ".github")
 PAGES = [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name != "card.md"]  # a template
 HUB = r"'[\w-]+/[\w.-]+'"  # a name on it, in code
@@ -164,8 +164,7 @@ def test_nothing_shipped_holds_a_secret_or_a_machines_path():
     keys = r"\bhf_[A-Za-z0-9]{30,}|\bgh[pos]_[A-Za-z0-9]{36}|\bAKIA[A-Z0-9]{16}\b|PRIVATE KEY--"
     place = r"(?:/home|/Users|/root|[A-Z]:\\+Users)[/\\]+\w+|(?<![\w.])/" + r"tmp/\w+"
     kinds = {".py", ".ipynb", ".md", ".json", ".jsonl", ".toml", ".txt", ".csv", ".cfg", ".yml"}
-    folders = ("helpers", "data", "tests", "notebooks", ".github")
-    for path in [*ROOT.glob("*.*"), *(p for name in folders for p in (ROOT / name).rglob("*"))]:
+    for path in [*ROOT.glob("*.*"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*"))]:
         if path.suffix in kinds and path.name != "test_contract.py" and path.is_file():
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert not re.findall(f"{keys}|{place}", text), path.name

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,3 +226,12 @@ def test_bad_options_are_told_in_one_sentence(options, status, words, capsys, mo
     err = capsys.readouterr().err
     assert found == status and "Traceback" not in err
     assert re.search(words, err), err
+
+
+def test_in_float16_a_run_whose_gradients_are_never_finite_is_stopped():
+    args = SimpleNamespace(fp16=True, learning_rate=1.0, warmup_steps=0)
+    stop, state = checkpoints.StopOnDivergence(), SimpleNamespace(global_step=1)
+    for norm in [*[math.inf] * 24, 1.0, *[math.inf] * 24]:  # loss scaling skips such steps
+        stop.on_log(args, state, None, {"loss": 1.0, "grad_norm": norm})
+    with pytest.raises(TutorialError, match="or take a card with bfloat16"):
+        stop.on_log(args, state, None, {"loss": 1.0, "grad_norm": math.inf})

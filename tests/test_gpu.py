@@ -1,5 +1,4 @@
-"""On a machine with an NVIDIA GPU: `pytest -m gpu` measures, asserts, writes data/measured/gpu.json
-as it goes.
+"""`pytest -m gpu` on an NVIDIA GPU measures, asserts, writes data/measured/gpu.json as it goes.
 
 Elsewhere these are skipped, and the same functions run with the tiny Falcon. The 7B runs load
 tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder in QLORA_FALCON_7B."""
@@ -136,6 +135,9 @@ def test_what_was_measured_is_at_most_what_is_planned():
     ]
     assert sum("H100" in card for card, _ in runs) == 39
     assert all(1 <= measure_gpu.ratio(run) <= 1.11 for _, run in runs)
+    clean = json.loads(measure_gpu.MEASURED.read_text())["NVIDIA H100 80GB HBM3, third machine"]
+    assert all(clean[name]["largest"] != "out of memory" for name in CARDS)
+    assert [name for name in CARDS if clean[name]["too large"] != "out of memory"] == ["colab-t4"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

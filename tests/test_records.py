@@ -61,9 +61,8 @@ def read_or_refuse(path, dropped) -> tuple[list | None, str]:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_cases_on_the_command_line(name, tmp_path, capsys, monkeypatch):
     expected, read, found = EXPECTED[name], records.read_records, []
-    monkeypatch.setattr(
-        records, "read_records", lambda *a, **k: found.append(read(*a, **k)) or found[-1]
-    )
+    keep = lambda *a, **k: found.append(read(*a, **k)) or found[-1]  # noqa: E731
+    monkeypatch.setattr(records, "read_records", keep)
     for case in (expected, *filter(None, [expected.get("also")])):
         command = ["--data", str(CASES / name), *case.get("options", [])]
         done = training.main([*command, *"--steps 2 --no-scoring --output".split(), str(tmp_path)])

@@ -198,3 +198,10 @@ def test_a_package_that_would_replace_torch_is_not_added_and_elsewhere_none(monk
     environment.prepare()
     monkeypatch.setattr(subprocess, "run", None)
     environment.prepare()  # nothing is missing now: nothing is started
+
+
+def test_what_stands_there_stays_if_its_exchange_fails(tmp_path):
+    (old := tmp_path / "adapter").mkdir()
+    with pytest.raises(TutorialError, match="not be written"), environment.replace_folder(old) as p:
+        p.rmdir()
+    assert list(tmp_path.iterdir()) == [old]
