@@ -92,3 +92,15 @@ def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
     found = {int(n): list(map(float, s)) for n, *s in row.findall(printed(notebook("07")))}
     assert "100 examples gave\n  99% of known phrases" in README
     assert all(98.5 <= share < 99.7 for share in found[100])
+    gains = re.split("2,000 minus 200", printed(notebook("07")))[1]
+    gains = re.findall(r"(?:full|LoRA) .*([+-]\d+\.\d) ± (\d+\.\d)", gains)[:3]
+    assert [round(float(a) + float(b)) for a, b in gains] == [10, 8, 8]
+    assert "from 200 to 2,000, within 8 to 10 points" in README
+
+
+def test_the_answer_on_four_bits_is_what_notebook_07_printed():
+    new = printed(notebook("07")).split("minus full fp32")[2]
+    line = re.search(r"NF4\+DQ .*?(-\d\.\d) ± (\d\.\d) +(-\d\.\d) ± (\d\.\d)", new).groups()
+    five, seven = (float(line[i]) - float(line[i + 1]) for i in (0, 2))
+    assert (round(five), round(seven)) == (-15, -12)
+    assert "fifteen points (five seeds) or twelve (seven)" in README

@@ -1,6 +1,6 @@
 """Pretrain data/tiny-falcon, the model every notebook runs on when no GPU is there.
 
-`python data/tiny-falcon/build.py`, or `make pretrain`; about 24 minutes on two cores.
+`python data/tiny-falcon/build.py`, or `make pretrain`; about 25 minutes on two cores.
 
 Steps: fetch the books (npm), train a byte-level BPE tokenizer, pretrain a `FalconForCausalLM` of
 Falcon-7b's structure, write weights (bfloat16 safetensors), tokenizer, config, learning curve,
