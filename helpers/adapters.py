@@ -1,4 +1,4 @@
-"""Adapters in use: find or train one; answers, merges and GGUF in a terminal.
+"""Adapters in use: answers, merges and GGUF in a terminal.
 
 `python -m helpers.adapters ask runs/tiny/adapter`, then type, or pipe one message a line through
 it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
@@ -13,80 +13,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from transformers import TextStreamer
 
-from helpers import environment, evaluation, loading, profiles, prompting, records, training
-from helpers.environment import ROOT
-from helpers.errors import AdapterError, TutorialError
+from helpers import environment, loading, profiles, prompting
+from helpers.errors import AdapterError
 from helpers.profiles import Profile
-
-
-class Task(NamedTuple):
-    """What an adapter learns from the customer messages."""
-
-    column: str  # of data/tickets: what the answer is
-    score: Callable[[Sequence[str], Sequence[str]], dict]
-    headline: str  # the key of the score that counts answers that are right as a whole
-
-
-TASKS = {
-    "ticket": Task("ticket", evaluation.score_tickets, "exact_match"),
-    "reply": Task("reply", evaluation.score_replies, "complete"),
-}
-
-
-class Trained(NamedTuple):
-    """A trained adapter: its folder, and the record of its training (results.json beside it)."""
-
-    folder: Path
-    record: dict
-
-
-def trained(task: str, profile: Profile, seed: int = 0) -> Trained:
-    """The adapter of a task for a profile: the one in runs/ if it is sound and was trained with
-    these settings, seed and versions, else trained now. AdapterError for an unknown task."""
-    if task not in TASKS:
-        raise AdapterError(f"there is no task {task!r}: choose one of {', '.join(TASKS)}")
-    output = environment.runs_folder() / f"{profile.name}-{task}-adapter"
-    try:
-        loading.check_adapter(output / "adapter", profile)
-        record = json.loads((output / "results.json").read_text(encoding="utf-8"))
-        wanted = {"settings": profile.settings(seed), "versions": environment.versions()}
-        for key, value in wanted.items():
-            if record.get(key) != value:
-                raise AdapterError(f"it was trained with other {key}")
-    except (TutorialError, OSError, ValueError) as reason:
-        if output.exists():
-            text = str(reason).replace(f"{ROOT}{os.sep}", "")
-            print(f"the {task} adapter in {output.name} is left aside: {text}")
-        print(f"{task} adapter: training it now, {profile.max_steps} steps, into {output.name}")
-        return train_adapter(task, profile, output, seed)
-    print(f"{task} adapter: found in {output.name}, {record['steps']} steps")
-    return Trained(output / "adapter", record)
-
-
-def train_adapter(task: str, profile: Profile, output: Path, seed: int = 0) -> Trained:
-    """Train a task's adapter and score it on both test splits; all goes to `output`."""
-    tokenizer = loading.load_tokenizer(profile)
-    train = records.read_tickets("train", TASKS[task].column)
-    encoded, _ = prompting.encode(train, tokenizer, profile.max_length)
-    base = loading.load_base(profile)
-    proof, model = loading.prove_4bit(base), loading.attach_lora(base, profile, seed)
-    outcome = training.fine_tune(model, tokenizer, encoded, profile, output, seed)
-    limits, more = (profile.max_new_tokens, profile.eval_batch), {"data": f"tickets: {task}"}
-    for key, split in {"after": "test", "after_reworded": "test_reworded"}.items():
-        rows = records.read_tickets(split, TASKS[task].column)
-        answers = prompting.generate(model, tokenizer, rows["prompt"], *limits, progress=False)
-        more[key] = TASKS[task].score(answers, rows["answer"])
-    record = training.save(model, tokenizer, profile, seed, proof, outcome, output, **more)
-    return Trained(output / "adapter", record)
 
 
 def profile_for(folder: str, name: str | None) -> Profile:

@@ -1,8 +1,7 @@
-"""Scores: tickets (valid JSON, exact match, per field), replies, plain exact match, perplexity."""
+"""Scores: tickets (valid JSON, exact match, per field), other texts (exact match), perplexity."""
 
 import json
 import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,6 @@ import torch
 from helpers.errors import DataError
 
 FIELDS = ("intent", "product", "order", "urgency")
-DEADLINE = re.compile("(today|this week|this month)[.]$")  # how a reply ends
 
 
 def parse_ticket(answer: str) -> dict | None:
@@ -30,32 +28,19 @@ def pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str, 
     return list(zip(answers, references, strict=True))
 
 
-def score_tickets(answers: Sequence[str], references: Sequence[str]) -> dict:
-    """Shares in [0, 1]: `valid_json` (an object with the ticket's fields), `exact_match` (all
-    values right), `fields` (each value right)."""
-    both = pairs(answers, references)
-    found, n = [(parse_ticket(a) or {}, json.loads(wanted)) for a, wanted in both], len(both)
+def score(answers: Sequence[str], references: Sequence[str]) -> dict:
+    """Shares in [0, 1]: of tickets `valid_json` (an object with their fields), `exact_match` (all
+    values right), `fields` (each value right); of other texts `exact_match`, `valid_json` None."""
+    both, n = pairs(answers, references), len(references)
+    if any(set(parse_ticket(wanted) or ()) != set(FIELDS) for wanted in references):
+        same = sum(answer.strip() == wanted.strip() for answer, wanted in both)
+        return {"valid_json": None, "exact_match": same / n, "fields": {}}
+    found = [(parse_ticket(answer) or {}, json.loads(wanted)) for answer, wanted in both]
     return {
         "valid_json": sum(set(ticket) == set(FIELDS) for ticket, _ in found) / n,
         "exact_match": sum(ticket == wanted for ticket, wanted in found) / n,
         "fields": {name: sum(t.get(name) == w[name] for t, w in found) / n for name in FIELDS},
     }
-
-
-def score_replies(replies: Sequence[str], references: Sequence[str]) -> dict:
-    """Shares in [0, 1]: `exact_match`, and `complete`, which any deadline satisfies."""
-    both = pairs(replies, references)
-    same = [DEADLINE.sub("then.", a) == DEADLINE.sub("then.", b) for a, b in both]
-    exact = sum(reply == wanted for reply, wanted in both)
-    return {"complete": sum(same) / len(both), "exact_match": exact / len(both), "fields": {}}
-
-
-def score(answers: Sequence[str], references: Sequence[str]) -> dict:
-    """`score_tickets` for tickets; for other tasks `exact_match` of texts, `valid_json` None."""
-    if all(set(parse_ticket(reference) or ()) == set(FIELDS) for reference in references):
-        return score_tickets(answers, references)
-    same = sum(answer.strip() == wanted.strip() for answer, wanted in pairs(answers, references))
-    return {"valid_json": None, "exact_match": same / len(references), "fields": {}}
 
 
 @torch.inference_mode()

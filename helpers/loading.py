@@ -29,7 +29,7 @@ from helpers.environment import MEMORY_RAN_OUT, replace_folder
 from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
-FILES = ["*.json", "*.safetensors"]  # what is fetched of a model: no pickles, no code
+FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
 SPARE = 10**9  # bytes of disk for tokenizer, adapter and checkpoints: an allowance
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
 ADVICE = {  # what an error says: what to do
@@ -74,7 +74,7 @@ def load_tokenizer(profile: Profile):
     options = {"revision": profile.revision, "trust_remote_code": False}
     with fetching(f"the tokenizer of {profile.model!r}"):
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
-    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     return tokenizer
 
 

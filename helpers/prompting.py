@@ -7,7 +7,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import DataCollatorForSeq2Seq
 
 from helpers.errors import DataError
 
@@ -87,15 +86,6 @@ def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
     return sum(len(ids) >= limit for ids in encoded)
 
 
-def collator(tokenizer) -> DataCollatorForSeq2Seq:
-    """Right-pads a batch to its longest example: padding is masked and carries no label.
-
-    The end token is the padding here, which is safe since labels are padded by length with IGNORED,
-    not derived from the token's id: the one real end token keeps its label."""
-    tokenizer.padding_side = "right"
-    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-
-
 def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[int]:
     """Indices of `steps` batches of `batch` examples each, batches holding examples of similar
     length.
@@ -103,11 +93,6 @@ def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: i
     Every epoch is a fresh permutation, cut into pools of 32 batches; a pool is sorted by length and
     its batches are shuffled. What does not fill a last batch begins the next epoch. The order
     depends on the seed alone, so a resumed run sees what an undisturbed one sees."""
-    if batch > len(lengths):
-        raise DataError(
-            f"a step takes {batch} examples and there are {len(lengths)}: add data or lower the "
-            "batch"
-        )
     generator, order, waiting = torch.Generator().manual_seed(seed), [], []
     while len(order) < batch * steps:
         waiting += torch.randperm(len(lengths), generator=generator).tolist()
@@ -151,12 +136,11 @@ def generate(
 ) -> list[str]:
     """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
 
-    Puts the model into eval mode with its cache on, and back as it was."""
+    Puts the model into eval mode, and back as it was."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers = [""] * len(prompts)
-    was_training, used_cache = model.training, model.config.use_cache
+    was_training = model.training
     model.eval()
-    model.config.use_cache = True
     starts = range(0, len(prompts), batch_size)
     try:
         for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
@@ -166,5 +150,4 @@ def generate(
                 answers[i] = answer
     finally:
         model.train(was_training)
-        model.config.use_cache = used_cache
     return answers

@@ -13,7 +13,7 @@ import transformers
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional as F
-from transformers import FalconForCausalLM
+from transformers import DataCollatorForSeq2Seq, FalconForCausalLM
 
 from helpers import loading, prompting, records
 from helpers.environment import ROOT
@@ -127,7 +127,7 @@ def training_steps(model, rows: Sequence[dict], run: Run) -> Iterator[int]:
     )
     lengths = [len(row["input_ids"]) for row in rows]
     order = prompting.length_grouped_order(lengths, BATCH, run.steps, run.seed)
-    collate = prompting.collator(tokenizer())
+    collate = DataCollatorForSeq2Seq(tokenizer())
     model.train()
     for step in range(1, run.steps + 1):
         batch = collate([rows[i] for i in order[(step - 1) * BATCH : step * BATCH]])
@@ -194,7 +194,7 @@ def answer_logits(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor, torc
 def answer_losses(model, rows: Sequence[dict], batch: int = 50) -> tuple[list[bool], float]:
     """Whether greedy decoding would give each row's answer, and the mean loss in nats a token. It
     would if and only if each token of the answer is the most likely one after those before it."""
-    was_training, collate = model.training, prompting.collator(tokenizer())
+    was_training, collate = model.training, DataCollatorForSeq2Seq(tokenizer())
     model.eval()
     right, total, count = {}, 0.0, 0
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))

@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
 from helpers import checkpoints, environment, evaluation, loading, profiles, prompting, records
 from helpers.environment import ROOT
@@ -102,7 +102,7 @@ def fine_tune(
             args=training_arguments(mine, folder, seed, validation is not None),
             train_dataset=train.select(order),
             eval_dataset=validation and validation.select(range(min(64, len(validation)))),
-            data_collator=prompting.collator(tokenizer),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
             callbacks=[divergence, progress, marker, stop],
         )
         trainer.remove_callback(PrinterCallback)
@@ -268,24 +268,20 @@ def run(
     return record
 
 
-def write_recipe(path: str | Path, **constants) -> None:
-    """Write notebook 05's cells tagged `recipe` as one script, with `constants` in its form.
-
-    The tickets are its data if no others are given, the tiny Falcon its model where there is no
-    GPU."""
+def write_recipe(path: str) -> None:
+    """Write notebook 05's cells tagged `recipe` as one script; its data are the tickets, its model
+    the tiny Falcon where there is no GPU, until its form says otherwise."""
     notebook = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
     form = re.sub(r"  # @param.*", "", form.replace("# @title ", "# "))
-    defaults = {"DATA": str(records.TICKETS / "train.jsonl")}
+    changes = {"data/tickets/train.jsonl": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
-        defaults |= {"MODEL": profiles.PROFILES["tiny"].model_path, "REVISION": ""}
-    for name, value in (defaults | constants).items():
-        line = f"{name} = {value!r}"
-        form, found = re.subn(rf"(?m)^{name} = .*$", lambda _, line=line: line, form)
-        if not found:
-            raise TutorialError(f"the recipe has no {name!r}: give one of the names in its form")
+        tiny = profiles.PROFILES["tiny"].model_path
+        changes |= {profiles.FALCON_7B: tiny, profiles.FALCON_7B_REVISION: ""}
+    for old, new in changes.items():
+        form = form.replace(f'"{old}"', repr(new))
     environment.write_text(Path(path), "\n\n\n".join([form, *others]) + "\n")
 
 

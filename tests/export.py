@@ -76,7 +76,7 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
         "bytes": file.stat().st_size,
         "largest_logit_difference": round(max(differences), 4),
         "same_answers": sum(a == b for a, b in zip(answers, expected[2], strict=True)),
-        "exact_match": evaluation.score_tickets(answers, test["answer"])["exact_match"],
+        "exact_match": evaluation.score(answers, test["answer"])["exact_match"],
     }
     print(kind, row)
     measured["files"][kind] = row

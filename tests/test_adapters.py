@@ -13,7 +13,6 @@ import sys
 import threading
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,9 +20,9 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
-from helpers import adapters, loading, profiles, prompting, records, training
+from helpers import adapters, loading, profiles, prompting, records
 from helpers.environment import ROOT
 from helpers.errors import AdapterError
 from tests.notebooks import code_cells, notebook, python, source
@@ -69,7 +68,7 @@ def prompts():
 def batch_of(tokenizer, prompts):
     """(inputs, mask of real tokens) of a padded batch of prompts."""
     ids = [tokenizer(prompting.build_prompt(prompt))["input_ids"] for prompt in prompts]
-    batch = prompting.collator(tokenizer)([{"input_ids": row, "labels": row} for row in ids])
+    batch = DataCollatorForSeq2Seq(tokenizer)([{"input_ids": row, "labels": row} for row in ids])
     batch.pop("labels")
     return batch, batch["attention_mask"].bool()
 
@@ -185,27 +184,6 @@ def test_the_push_cell_uploads_the_folder(folders):
     files = [line["value"] for line in lines if line["key"] == "file"]
     sent = {file["path"]: b64decode(file["content"]) for file in files}
     assert sent == {path.name: path.read_bytes() for path in folders["a"].iterdir()}
-
-
-def test_an_adapter_is_trained_once_then_found_where_it_belongs(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
-    spy = Mock(wraps=training.fine_tune)
-    monkeypatch.setattr(training, "fine_tune", spy)
-    quick = dataclasses.replace(TINY, max_steps=4, save_steps=4, max_new_tokens=2)
-    first = adapters.trained("reply", quick)
-    assert first.record["steps"] == 4 and first.record["after"]["complete"] == 0
-    again = adapters.trained("reply", quick)
-    assert spy.call_count == 1 and again.record["final_loss"] == first.record["final_loss"]
-    assert "found in tiny-reply-adapter, 4 steps" in capsys.readouterr().out
-    adapters.trained("reply", quick, seed=1)
-    out = capsys.readouterr().out
-    assert spy.call_count == 2 and "left aside: it was trained with other settings" in out
-    weights = first.folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    adapters.trained("reply", quick, seed=1)
-    assert spy.call_count == 3 and "cannot be used" in capsys.readouterr().out
-    with pytest.raises(AdapterError, match="there is no task 'poem': choose one of ticket, reply"):
-        adapters.trained("poem", TINY)
 
 
 def tensors_of(folder) -> dict:

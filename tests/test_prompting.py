@@ -62,8 +62,6 @@ def test_length_grouped_order_sees_every_example_once_an_epoch_and_saves_padding
     assert sum(10 * max(batch) for batch in batches) < 1.1 * 2 * sum(lengths)
     rest = prompting.length_grouped_order([1] * 25, 10, 5, seed=0)  # carried into the next epoch
     assert all(rest.count(i) == 2 for i in range(25))
-    with pytest.raises(DataError, match="a step takes 4 examples and there are 3"):
-        prompting.length_grouped_order([1] * 3, 4, 1, 0)
 
 
 def test_batched_generation_equals_single_generation(base, tokenizer):
@@ -80,7 +78,7 @@ TICKET = '{"intent":"refund","product":"desk lamp","order":"K4821","urgency":"lo
 def test_score_tickets_counts_each_kind_of_error():
     spaced = json.dumps(json.loads(TICKET), indent=1)
     wrong = [TICKET.replace("low", "high"), "[1]", "no json", TICKET[:-1] + ',"x":1}']
-    scores = evaluation.score_tickets([TICKET, spaced, *wrong], [TICKET] * 6)
+    scores = evaluation.score([TICKET, spaced, *wrong], [TICKET] * 6)
     assert scores["exact_match"] == 2 / 6 and scores["valid_json"] == 3 / 6
     right = {"intent": 4 / 6, "product": 4 / 6, "order": 4 / 6, "urgency": 3 / 6}
     assert scores["fields"] == right
@@ -91,14 +89,6 @@ def test_score_tickets_counts_each_kind_of_error():
 def test_other_tasks_are_scored_by_exact_match():
     scores = evaluation.score([" Yes.", "No"], ["Yes.", "Yes."])
     assert scores == {"valid_json": None, "exact_match": 0.5, "fields": {}}
-
-
-def test_replies_are_scored_with_and_without_their_deadline():
-    good = "Thank you for writing. We will replace the tea pot from order A1234 today."
-    late, other = good.replace("today", "this week"), good.replace("replace", "refund")
-    replies = [good, late, other, good.removesuffix(" today."), ""]
-    scores = evaluation.score_replies(replies, [good] * 5)
-    assert scores == {"complete": 2 / 5, "exact_match": 1 / 5, "fields": {}}
 
 
 def test_perplexity_is_the_exponential_of_the_models_own_loss(base, tokenizer):

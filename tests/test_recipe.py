@@ -64,7 +64,11 @@ def test_recipe_and_command_line_write_the_same_bytes(tmp_path):
     data.write_text("".join(lines[:150] + lines[:9]))  # some prompts twice
     (empty := tmp_path / "empty").mkdir()
     constants = {"DATA": str(data), "STEPS": 12, "SEED": 3, "OUTPUT": "out"}
-    training.write_recipe(empty / "recipe.py", **constants)
+    training.write_recipe(empty / "recipe.py")
+    script = (empty / "recipe.py").read_text()
+    for name, value in constants.items():
+        script = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value!r}", script, count=1)
+    (empty / "recipe.py").write_text(script)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     outside = os.pathsep.join(path for path in paths if Path(path).name == "guard")
     python("recipe.py", cwd=empty, env=os.environ | {"PYTHONPATH": outside}, check=True)

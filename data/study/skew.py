@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from transformers import DataCollatorForSeq2Seq
 
 from helpers import evaluation, prompting, records, study
 
@@ -90,7 +91,7 @@ def message_pairs() -> tuple[list[dict], list[dict]]:
 @torch.inference_mode()
 def urgent_shares(model) -> tuple[float, float]:
     """Share of `message_pairs` that the model calls "high", not "low" or "normal": group, rest."""
-    collate, shares = prompting.collator(study.tokenizer()), []
+    collate, shares = DataCollatorForSeq2Seq(study.tokenizer()), []
     model.eval()
     for rows in message_pairs():
         urgent = 0
