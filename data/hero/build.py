@@ -80,7 +80,8 @@ def draw_memory(axes, planned: dict) -> None:
     axes.text(card + 0.6, len(planned) - 0.55, "T4")
     axes.set_yticks(range(len(planned)), [METHODS[method] for method in planned])
     axes.set(xlim=(0, 1.25 * planned["full"].total / 1e9), ylim=(len(planned) - 0.3, -0.6))
-    axes.set(title="In 4 bits, Falcon-7b trains on a T4", xlabel="predicted memory (GB)")
+    axes.set_title("By plan, Falcon-7b in 4 bits fits a T4")
+    axes.set_xlabel("predicted memory (GB),\none example of 512 tokens")
     axes.grid(axis="y", visible=False)
     axes.legend(fontsize=10, loc="lower right")
 
