@@ -1,7 +1,6 @@
-"""Shared loading, prompting and training code of the notebooks; imports run downwards, see README.
+"""Shared loading, prompting and training code of the notebooks; imports run downwards only.
 
-Three messages of the libraries say nothing that a reader could act on; each is silenced here, by
-its text, before its library loads."""
+Three messages of the libraries say nothing that a reader could act on: they are silenced here."""
 
 import logging
 import warnings

@@ -66,11 +66,11 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     longest = most - limit
 
     def problem(message: str) -> str:
+        if prompting.END in message:
+            return f"the message contains the end token {prompting.END!r}: leave it out"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
-        if tokens <= longest and prompting.END not in message:
-            return ""
-        wrong = f"the message has {tokens:,} tokens with its template, or contains the end token"
-        return f"{wrong} {prompting.END!r}: shorten it to {longest:,} tokens, without the end token"
+        wrong = f"the message has {tokens:,} tokens with its template: shorten it to {longest:,}"
+        return wrong if tokens > longest else ""
 
     typing, options = sys.stdin.isatty(), {"max_new_tokens": limit}
     if typing:

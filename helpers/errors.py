@@ -3,8 +3,7 @@ what to do."""
 
 
 class TutorialError(Exception):
-    """Base of all errors that the helpers raise on purpose: settings, hardware, folders,
-    interrupted or diverged runs."""
+    """Base of the helpers' own errors: settings, hardware, folders, diverged runs."""
 
 
 class DataError(TutorialError):

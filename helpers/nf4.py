@@ -62,7 +62,8 @@ def dequantize_nf4(
 
 
 def double_quantize(absmax: torch.Tensor, block_size: int = 256) -> tuple[torch.Tensor, ...]:
-    """uint8 codes of `absmax` less its mean, the absmax of each block of them, and the mean."""
+    """uint8 codes (n,) of `absmax` less its mean, the float32 absmax of each block of them, and the
+    mean. ValueError if that is not finite."""
     n, code_map, offset = absmax.numel(), DYNAMIC_MAP.to(absmax.device), absmax.mean()
     if not offset.isfinite():
         raise ValueError(f"the mean of absmax is {offset.item()}: scale the weights down first")

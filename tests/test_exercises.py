@@ -79,6 +79,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 UNIFORM = torch.cat([torch.linspace(-1, 0, 8)[:-1], torch.linspace(0, 1, 9)])
 SPOKEN, TICKET = [f"It is order {i}." for i in range(30)], ['{"intent": "damage"}'] * 30
 FULL, QLORA = ("full", "fp32"), ("lora", "nf4+dq")
+GHOST = ValueError("non-existing adapter")
 RATES = {1e-4: FULL, 3e-4: FULL, 1e-3: FULL, 3e-3: QLORA, 9e-3: QLORA}
 LOSERS = {rate: FULL if way == QLORA else QLORA for rate, way in RATES.items()}
 SHARES = {2: (2, 4), 3: None, 4: (1, 4), 8: (1, 2)}
@@ -104,7 +105,7 @@ CASES = {  # a right answer, then pairs of a wrong one and words of its hint
     "05.3": (DataError("no column 'x'"), DataError("no file"), "a column", KeyError("x"), "caught"),
     "05.4": (exact, lambda a, b: 1.0, "wrong value", partial(exact, load=str), "spacing"),
     "06.1": ({4: 0.9, 1: 0}, {4: 0.9, 1: 0.9}, "the same", {4: 0, 1: 0.9}, "changed places"),
-    "06.2": (ValueError("adapter"), ValueError("no file"), "an adapter", TypeError("x"), "caught"),
+    "06.2": (GHOST, ValueError("adapter"), "unknown", TypeError("x"), "caught"),
     "06.3": (nucleus, partial(nucleus, rescale=0), "add up", partial(nucleus, q=1), "no effect"),
     "07.1": (RATES, dict.fromkeys(RATES, FULL), "everywhere", LOSERS, "loser"),
     "07.2": (2.0, 1.29, "error alone", 1.55, "t alone"),

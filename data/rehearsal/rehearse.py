@@ -215,8 +215,10 @@ def table(record: dict) -> str:
     """One line a phase, seconds and peaks in GB; then the summary."""
     lines = [f"{'phase':<18}{'seconds':>9}{'anonymous GB':>14}{'with files GB':>15}"]
     for name, phase in record["phases"].items():
-        peaks = [phase.get(key, 0) / 1e9 for key in ("peak_anonymous_bytes", "peak_rss_bytes")]
-        lines.append(f"{name:<18}{phase['seconds']:>9.1f}{peaks[0]:>14.2f}{peaks[1]:>15.2f}")
+        line = f"{name:<18}{phase['seconds']:>9.1f}"
+        for key, width in (("peak_anonymous_bytes", 14), ("peak_rss_bytes", 15)):
+            line += f"{phase[key] / 1e9:>{width}.2f}" if key in phase else f"{'-':>{width}}"
+        lines.append(line)
     return "\n".join(
         [*lines, *(f"{key:<36}{value!s:>16}" for key, value in record["summary"].items())]
     )

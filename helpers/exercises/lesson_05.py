@@ -10,11 +10,8 @@ from helpers.profiles import PROFILES
 
 def exercise_1(answer: object) -> None:
     """The number of trainable parameters."""
-    halves = [
-        memory.adapter_parameters(memory.known_config(p.model), p.lora_r // 2, p.target_modules)
-        for p in PROFILES.values()
-    ]
-    truth = min(halves, key=lambda half: abs(half - answer))  # of the profile that the reader runs
+    p = PROFILES["tiny"]
+    truth = memory.adapter_parameters(memory.known_config(p.model), p.lora_r // 2, p.target_modules)
     mistakes = {2 * truth: "that is the whole rank's: is the changed profile used to attach?"}
     judge(answer, truth, mistakes, rel=0)
 
@@ -40,8 +37,9 @@ def exercise_4(answer: object) -> None:
     ticket = {"intent": "damage", "product": "mug", "order": "A1111", "urgency": "low"}
     right, wrong = json.dumps(ticket), json.dumps(ticket | {"urgency": "high"})
     turned = json.dumps(dict(reversed(ticket.items())), indent=1)
-    share = call(answer, [right, wrong, wrong, wrong], [right] * 4)
-    judge(share, 1 / 4, {1: "an answer with a wrong value counts as wrong"})
+    share = call(answer, [right, right, wrong, wrong, wrong], [right] * 5)
+    mistakes = {1: "an answer with a wrong value counts as wrong"}
+    judge(share, 2 / 5, mistakes | {2: "that is a count: divide it by the number of answers"})
     share = call(answer, [right, turned], [right] * 2)
     judge(share, 1, {1 / 2: "another order or spacing is the same ticket: compare what JSON says"})
     share = call(answer, [right, "The topic is damage."], [right] * 2)

@@ -9,9 +9,8 @@ from helpers.exercises import call, expect, judge
 def exercise_1(answer: object) -> None:
     """The two shares of exact tickets, in a dict with the keys 4 and 1."""
     four, one = float(answer[4]), float(answer[1])
-    expect(
-        four != one, "both ranks score the same: was the update cut, and put back for each rank?"
-    )
+    expect(max(four, one) <= 1, "a share is at most 1")
+    expect(four != one, "both ranks score the same: was the update cut, and put back each time?")
     expect(four > one, "the smaller rank scores better: have the two changed places?")
     expect(
         0.5 < four <= 1,
@@ -23,7 +22,8 @@ def exercise_1(answer: object) -> None:
 def exercise_2(answer: object) -> None:
     """The error itself, as `except ValueError as error` caught it."""
     expect(isinstance(answer, ValueError), "that is no ValueError: give the one that was caught")
-    expect("adapter" in str(answer), "that error is not about an adapter: read its sentence")
+    hint = "that error is not about an unknown adapter: read its sentence"
+    expect("non-existing adapter" in str(answer), hint)
 
 
 def exercise_3(answer: object) -> None:

@@ -18,6 +18,7 @@ def exercise_1(answer: object) -> None:
     grid = STUDY.loc["grid"].query("rank in (0, 16) and targets != 'query_key_value'")
     losses = grid.groupby(["learning_rate", "method", "format"]).validation_loss.mean()
     truth = losses.unstack(["method", "format"])[ways].idxmin(axis=1)
+    expect(set(answer.values()) <= set(ways), f"each winner is one of the pairs {ways}")
     right = [answer[rate] == truth[rate] for rate in truth.index]
     expect(len(set(answer.values())) > 1, "one way wins everywhere: is the rate passed on?")
     expect(any(right), "every winner is the loser: the smaller loss wins")
@@ -45,7 +46,7 @@ def exercise_3(answer: object) -> None:
 def exercise_4(answer: object) -> None:
     """A function that returns two numbers: the mean difference, half the interval's width."""
     a, b, t = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([0.5, 0.4, 0.1]), STUDENT_T[2]
-    mean, width = call(answer, a.tolist(), b.tolist())
+    mean, width = call(answer, pandas.Series(a.tolist()), pandas.Series(b.tolist()))
     judge(mean, (a - b).mean(), {(b - a).mean(): "take the first list minus the second"})
     half = t * (a - b).std() / math.sqrt(3)
     mistakes = {
