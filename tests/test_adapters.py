@@ -167,9 +167,7 @@ class Hub(BaseHTTPRequestHandler):
 def test_the_push_cell_uploads_the_folder(folders):
     """Notebook 06's cell with PUSH = True, against a hub played on loopback."""
     cell = next(c for c in map(source, code_cells(notebook("06"))) if "PUSH = " in c)
-    code = "from types import SimpleNamespace\n"
-    code += f"ticket = SimpleNamespace(folder={str(folders['a'])!r})\n"
-    code += cell.replace("PUSH = False", "PUSH = True")
+    code = f"ticket = {str(folders['a'])!r}\n" + cell.replace("PUSH = False", "PUSH = True")
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
