@@ -47,7 +47,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
 
 study: .venv/ready  ## the runs that notebook 07 reads and data/study lacks; an hour and a half
-	$(BIN)/python data/study/study.py $(ARGS)
+	$(BIN)/python data/study/build.py $(ARGS)
 rehearse-7b: .venv/ready  ## Falcon-7b's shapes with random weights on this CPU; writes 20 GB
 	$(BIN)/python data/rehearsal/rehearse.py $(ARGS)
 pretrain: .venv/ready  ## pretrain data/tiny-falcon from scratch; ARGS="--steps 100" to try

@@ -10,7 +10,7 @@ from tests.notebooks import NOTEBOOKS, ROOT, code_cells, notebook, python, sourc
 
 HELPERS = ROOT / "helpers"
 NAMES = "errors environment profiles nf4 memory plotting loading prompting records evaluation"
-ORDER = (NAMES + " checkpoints training adapters study").split()
+ORDER = (NAMES + " checkpoints training adapters").split()
 PINS = (ROOT / "requirements.txt").read_text().split("# What reading")[0]
 PACKAGES = re.findall(r"^([\w-]+)==", PINS, re.MULTILINE)
 
@@ -40,8 +40,8 @@ def lines(paths) -> int:
 
 def test_budgets_of_lines():
     modules = [path for path in HELPERS.rglob("*.py") if "exercises" not in path.parts]
-    assert len(modules) <= 17
-    assert lines(modules) <= 2951  # the goal is 2,400: until it is reached the house does not grow
+    assert len(modules) <= 16
+    assert lines(modules) <= 2719  # the goal is 2,400: until it is reached the house does not grow
     assert lines((HELPERS / "exercises").rglob("*.py")) <= 500
     assert lines((ROOT / "tests").rglob("*.py")) <= 5000
     assert lines([ROOT / "Makefile"]) <= 80

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from data.study import build as script
 from data.study import plan as planning
-from data.study import skew
-from data.study import study as script
+from data.study import skew, study
 from data.study.plan import EXPERIMENTS, GRID, missing, plan
-from helpers import loading, study
+from data.study.study import Run
+from helpers import loading
 from helpers.errors import DataError
-from helpers.study import Run
 
 TINY_RUN = Run("methods", "lora", "nf4+dq", "all", 16, 2400, 1e-3, 0)
 

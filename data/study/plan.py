@@ -3,8 +3,8 @@
 import pandas as pd
 
 from data.study.skew import SKEWED
+from data.study.study import GRID, STEPS, Run, runs
 from helpers.errors import DataError
-from helpers.study import GRID, STEPS, Run, runs
 
 GRID_SEEDS = (100, 101)  # used nowhere else: the grid must not choose by luck
 SEEDS = {"grid": GRID_SEEDS, "few-data": range(3), "recovers-more": range(2)}  # others: 5
@@ -57,7 +57,7 @@ def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
     """The rate with the least of `grid_losses`; DataError if the grid lacks one."""
     losses = grid_losses(stored, settings)
     if not set(losses.index) >= set(grid_rates(stored, settings)):
-        raise DataError(f"the grid lacks runs of {settings}: run data/study/study.py first")
+        raise DataError(f"the grid lacks runs of {settings}: run data/study/build.py first")
     return float(losses.idxmin())
 
 

@@ -5,7 +5,8 @@ from functools import cache
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-from helpers import evaluation, prompting, records, study
+from data.study import study
+from helpers import evaluation, prompting, records
 
 SKEWED = ("skewed-counts", "skewed-labels", "rebalanced")
 URGENCIES = ("low", "normal", "high")
