@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from data.study import build as script
 from data.study import plan as planning
@@ -104,6 +105,13 @@ def test_int4_rounds_to_15_values_a_block():
     a, b = (m.transformer.h[1].mlp.dense_h_to_4h.weight.view(-1, 64) for m in models)
     step = a.abs().amax(1, keepdim=True) / 7
     torch.testing.assert_close(b, (a / step).round().clamp(-7, 7) * step)
+
+
+def test_a_gpu_leaves_4bit_models_where_their_rows_are(monkeypatch):
+    monkeypatch.setattr(
+        Bnb4BitHfQuantizer, "update_device_map", lambda self, found: found or {"": "meta"}
+    )
+    assert {p.device.type for p in study.load_format("nf4").parameters()} == {"cpu"}
 
 
 def test_bytes_while_training_are_those_of_the_real_model():

@@ -74,6 +74,7 @@ def load_format(format: str) -> FalconForCausalLM:
     """The tiny Falcon with linear layers stored as `format`, computing in float32. Its weights are
     bfloat16, and each bfloat16 is a float32: "fp32" and "bf16" are the same base."""
     options = {"dtype": TINY.dtype, "attn_implementation": "sdpa"}
+    options["device_map"] = {"": "cpu"}  # else a GPU takes 4-bit models, and the rows stay here
     if format in ("nf4+dq", "nf4", "fp4"):
         options["quantization_config"] = config = loading.quantization_config(TINY)
         config.bnb_4bit_quant_type = format[:3]

@@ -10,7 +10,7 @@ def exercise_1(answer: object) -> None:
     wide, narrow = float(answer[torch.float32]), float(answer[torch.bfloat16])
     expect(wide >= narrow, "the two have changed places: which dtype has room for a small change?")
     expect(0.9 < wide <= 1, "in float32 nearly every number moves, and a share is at most 1")
-    expect(narrow == 0, "too many moved in bfloat16: was `adapter_dtype` passed on?")
+    expect(narrow == 0, "bfloat16 moved: was `adapter_dtype` passed on, and is the loss a mean?")
 
 
 def exercise_2(answer: object) -> None:
