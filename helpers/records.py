@@ -5,6 +5,7 @@ text are read by pyarrow; the rest by Python's json and csv, since the faster re
 (007, NA, dates, the keys of objects)."""
 
 import csv
+import datetime
 import gzip
 import io
 import itertools
@@ -14,16 +15,18 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from uuid import UUID
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetInfo, load_dataset
 from pyarrow.json import ParseOptions, ReadOptions, read_json
-from pyarrow.parquet import read_table
+from pyarrow.parquet import ParquetFile
 
 from helpers.environment import ROOT
 from helpers.errors import DataError
@@ -48,11 +51,13 @@ USER, ASSISTANT = map(str.strip, TURNS)
 ROLES = {"human": "user", "gpt": "assistant"}
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
-INVISIBLE = "\x0b\x1c-\x1f\x85\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
+INVISIBLE = "\x0b\x1c-\x1f\x85\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000"
+INVISIBLE += "\ufeff"
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
-AS_JSON = {"ensure_ascii": False, "default": str}
+AS_JSON = (dict, list, bool, int, float)
+WRITTEN = (str, datetime.date, datetime.time, datetime.timedelta, Decimal, UUID)  # as str() does
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what growing arrays give back
@@ -130,6 +135,8 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
     """(prompt columns, answer column, a line about them): those given, else of a known layout."""
     if not columns:
         raise DataError(f"{name} holds no row with columns: give objects, or a header and rows")
+    if twice := Counter(filter(None, columns)) - Counter(set(columns)):
+        raise DataError(f"{name} names columns twice: rename one of {list(twice)[:3]}")
     for label, (known, known_answer) in LAYOUTS.items():  # noqa: B007
         firsts, last = prompts or known, answer or known_answer
         if {*prompts, firsts[0], last or firsts[0]} <= set(columns):
@@ -140,8 +147,8 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         raise DataError(f"{found}: choose with --prompt-column and --answer-column")
     if not last and prompts[1:]:
         raise DataError("several prompt columns need an answer: name it with --answer-column")
-    if last in firsts:
-        raise DataError(f"prompt and answer are the same column {last!r}: name two")
+    if twice := Counter([*firsts, last]) - Counter({*firsts, last}):
+        raise DataError(f"prompt and answer are the same column {[*twice][0]!r}: name each once")
     firsts = [column for column in firsts if column in columns]
     unused = [repr(column) for column in columns if column not in (*firsts, last)]
     line = " + ".join(firsts) + (f" -> {last}" if last else "")
@@ -163,15 +170,19 @@ def _pair(
     except KeyError as column:
         raise DataError(f"no column {column}") from None
     if answer and not isinstance(first, list):
-        beside = [row[column] for column in prompts[1:] if row.get(column) not in (None, "")]
-        values = ["" if value is None else value for value in (last, first, *beside)]
-        notes["values written as JSON text"] += sum(not isinstance(v, str) for v in values)
-        last, *parts = [v if isinstance(v, str) else json.dumps(v, **AS_JSON) for v in values]
-        first = "\n".join(parts)
+        values = [last, first, *(row.get(column) for column in prompts[1:])]
+        values = ["" if value is None else value for value in values]
+        notes["values written as JSON text"] += sum(isinstance(v, AS_JSON) for v in values)
+        last, *parts = map(_text, values)
+        first = "\n".join(filter(None, parts))
     else:
-        ending = [{"role": "assistant", "content": last}] if answer else []
+        if any(row.get(column) not in (None, "") for column in prompts[1:]):
+            raise DataError(f"{prompts[0]!r} is a conversation, which no other column can join")
+        parts = last if isinstance(last, list) else [{"text": "" if last is None else _text(last)}]
+        if not (parts and isinstance(parts[0], dict) and "role" in parts[0]):
+            parts = [{"role": "assistant", "content": parts}]
         try:
-            first, last = chat_to_pair([*first, *ending] if answer else first)
+            first, last = chat_to_pair([*first, *parts] if answer else first)
         except DataError as error:
             raise DataError(f"{prompts[0]!r} {error}") from None
     last, given = last.strip(), last
@@ -192,29 +203,45 @@ def _pair(
     return {"prompt": first, "answer": last}
 
 
+def _text(value: object) -> str:
+    """A value as text; DataError for what is none, such as an image."""
+    if isinstance(value, AS_JSON):
+        return json.dumps(value, ensure_ascii=False, default=_text)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, WRITTEN):
+        return str(value)
+    raise DataError(f"a value of type {type(value).__name__} is no text")
+
+
 def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
     """(prompt, answer) of a conversation: all but the last answer in the template, and the answer.
 
     Messages have "role" and "content" (OpenAI; the content may be in parts) or "from" and "value"
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
     stand first. DataError, a sentence without a subject, for anything else."""
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = _parse(messages.encode("utf-8", "surrogateescape"))
+        if isinstance(messages, str):
+            raise DataError(f"begins as a list of messages and is {messages}")
+    elif isinstance(messages, str):
+        system, *said = TURN.split(messages)
+        said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
+        messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
     turns = []
     try:
-        if isinstance(messages, str) and messages.lstrip().startswith("["):
-            messages = json.loads(messages)
-        elif isinstance(messages, str):
-            system, *said = TURN.split(messages)
-            said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
-            messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
         for message in messages:
             role = (message.get("role") or message["from"]).lower()
-            text = message.get("content") or message["value"]
+            text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
+            if not text and role != "system":
+                raise ValueError
             turns.append((ROLES.get(role, role), text))
     except (AttributeError, KeyError, TypeError, ValueError):
         number = len(turns) + 1
         raise DataError(f"has no text under 'role' and 'content' in message {number}") from None
-    system = turns.pop(0)[1] + "\n" if turns and turns[0][0] == "system" else ""
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
+    system += "\n" if system else ""
     roles, texts = [role for role, _ in turns], [text for _, text in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         wanted = "let user and assistant take turns, or name the answer's column"
@@ -248,25 +275,45 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     file = path.open("rb")
     if file.peek(2).startswith(b"\x1f\x8b"):  # whatever its name says
         file = gzip.GzipFile(fileobj=file)
-    start = file.peek(1000)[:1000]
-    if start.startswith(b"PAR1"):
-        return _of_table(name, Dataset(read_table(path), fingerprint=os.urandom(8).hex()))
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+    start, is_csv = file.peek(1000)[:1000], ending in (".csv", ".tsv")
+    is_parquet = start.startswith(b"PAR1")
+    if b"\0" in start and not is_parquet:
         raise DataError(f"{name} is UTF-16 or binary: save it as text with the encoding UTF-8")
-    is_csv = ending in (".csv", ".tsv")
-    two = [] if is_csv else list(map(_parse, itertools.islice(filter(bytes.strip, file), 2)))
-    by_line = len(two) == 2 and start[:1] != b"[" and dict in map(type, two)
+    by_line = not is_parquet and (is_csv or _is_lines(file))
+    if config or (split != "train" and (by_line or is_parquet)):
+        raise DataError(f"{name} is a file without configs and splits: leave them out")
+    at = f"{name}, {'line' if by_line else 'row'}"
     file.seek(0)
+    if is_parquet:
+        table = ParquetFile(path)
+        return at, table.schema_arrow.names, lambda needed, _: _parquet(table, needed)
     if is_csv:
         rows = _csv(name, file)
-    else:
-        rows = enumerate(map(_parse, file) if by_line else _document(name, file, split), 1)
-    head = list(itertools.islice(rows, BATCH))
-    columns = list(dict.fromkeys(key for _, row in head if isinstance(row, dict) for key in row))
-    at = f"{name}, {'line' if is_csv or by_line else 'row'}"
-    if by_line:
-        return at, columns, lambda *needs: _lines(file, at, *needs)
-    return at, columns, lambda *_: _batches(itertools.chain(head, rows))
+        return at, next(rows, []), lambda *_: _batches(rows)
+    if not by_line:
+        rows = _document(name, file, split)
+        return at, _columns(rows), lambda *_: _batches(enumerate(rows, 1))
+    columns = _columns(map(_parse, itertools.islice(file, BATCH)))
+    for known, answer in LAYOUTS.values():
+        for column in known[1:]:  # it may be missing, and may begin later
+            word = f'"{column}"'.encode()
+            if {known[0], answer} <= {*columns} and column not in columns:
+                columns += [column] if any(word in block for block in _blocks(file)) else []
+    return at, columns, lambda *needs: _lines(file, at, *needs)
+
+
+def _is_lines(file: BinaryIO) -> bool:
+    """Whether JSON is an object a line, of which the first may be broken, and not one value."""
+    lines = list(itertools.islice(filter(bytes.strip, file), 100))
+    kinds = [type(_parse(line)) for line in lines]
+    if len(lines) < 2 or dict not in kinds or re.match(rb"(\xef\xbb\xbf)?\s*\[", lines[0]):
+        return False
+    file.seek(0)
+    return kinds[0] is dict or isinstance(_parse(file.read()), str)
+
+
+def _columns(rows: Iterable) -> list[str]:
+    return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
 def _of_table(name: str, table: Dataset) -> tuple[str, list[str], Callable]:
@@ -274,20 +321,30 @@ def _of_table(name: str, table: Dataset) -> tuple[str, list[str], Callable]:
     return at, columns, lambda needed, _: _batches(enumerate(table.select_columns(needed), 1))
 
 
+def _parquet(table: ParquetFile, needed: list[str]) -> Iterator[list]:
+    batches = table.iter_batches(BATCH, columns=needed)  # no other column is read
+    return _batches(enumerate((row for batch in batches for row in batch.to_pylist()), 1))
+
+
 def _batches(rows: Iterator) -> Iterator[list]:
     return iter(lambda: list(itertools.islice(rows, BATCH)), [])
 
 
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """A file from its beginning, 2 MB and the rest of a line at a time."""
+    file.seek(0)
+    return iter(lambda: file.read(2**21) + file.readline(), b"")
+
+
 def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -> Iterator:
-    """JSON lines, 2 MB at a time: a table if each line is an object with a prompt and an answer
+    """JSON lines, a block at a time: a table if each line is an object with a prompt and an answer
     that `_pair` would return as they are, else numbered rows."""
     texts = pa.schema([(column, pa.string()) for column in needed])
     options = ParseOptions(explicit_schema=texts, unexpected_field_behavior="ignore")
     words = map(re.escape, [*special, USER, ASSISTANT])
     odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
     number = 1
-    file.seek(0)
-    while block := file.read(2**21) + file.readline():
+    for block in _blocks(file):
         count = block.count(b"\n") + (not block.endswith(b"\n"))
         try:
             block.decode()
@@ -309,13 +366,14 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
         number += count
 
 
-def _csv(name: str, file: BinaryIO) -> Iterator[tuple[int, dict | str]]:
-    """Every value as text; a `sep=;` line names the separator, or what cuts the header most."""
+def _csv(name: str, file: BinaryIO) -> Iterator:
+    """The header, then numbered rows, every value as text; a `sep=;` line names the separator, else
+    it is a tab if the header has one, or what cuts the header most."""
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
     stated = re.match('"?sep=(.)', head)
     counts = {mark: len(next(csv.reader([head], delimiter=mark))) for mark in ",;\t|"}
-    mark = stated[1] if stated else max(counts, key=counts.get)
+    mark = stated[1] if stated else "\t" if "\t" in head else max(counts, key=counts.get)
     text.seek(0)
     reader = csv.reader(text, delimiter=mark, skipinitialspace=f"{mark} " in head, strict=True)
     header = []
@@ -326,7 +384,10 @@ def _csv(name: str, file: BinaryIO) -> Iterator[tuple[int, dict | str]]:
         except csv.Error as error:
             if "end of data" in str(error):
                 raise DataError(f"{name}, line {line}: a quote is opened, never closed") from None
-            yield line, f"not CSV ({error}): a quote inside quotes is doubled"
+            wrong = f"not CSV ({error}): a quote inside quotes is doubled"
+            if not header:
+                raise DataError(f"{name}, line {line}: {wrong}") from None
+            yield line if reader.line_num == line else f"{line} to {reader.line_num}", wrong
             continue
         if fields is None:
             return
@@ -334,8 +395,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator[tuple[int, dict | str]]:
             continue
         if not header:
             header = [column.strip() for column in fields]
-            if twice := Counter(filter(None, header)) - Counter(set(header)):
-                raise DataError(f"{name} names columns twice: rename one of {list(twice)[:3]}")
+            yield header
         elif len(fields) < len(header) or any(fields[len(header) :]):
             yield line, f"{len(fields)} fields where the header has {len(header)}"
         else:
@@ -349,15 +409,19 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
     if isinstance(rows, str):
         raise DataError(f"{name} is {rows}; give a list of objects, or one object a line")
     if isinstance(rows, list):
-        return rows
-    chats = ("messages", "conversations")  # lists of turns, not of rows
-    lists = {k: v for k, v in rows.items() if isinstance(v, list) and k not in chats}
-    nested = [key for key, value in lists.items() if value and isinstance(value[0], dict)]
-    if nested:
-        return lists[split if split in nested else nested[0]]
-    if len(set(map(len, lists.values()))) == 1:
+        return [r if isinstance(r, dict | list) else f"a JSON {type(r).__name__}" for r in rows]
+    keys = {tuple(column) if isinstance(column, dict) else () for column in rows.values()}
+    if len(keys) == 1 and "".join(*keys).isdigit():  # pandas' to_json: columns by row number
+        rows = {key: list(column.values()) for key, column in rows.items()}
+    lists = {key: value for key, value in rows.items() if isinstance(value, list)}
+    tables = {key: value for key, value in lists.items() if value and isinstance(value[0], dict)}
+    if {"messages", "conversations"} & set(tables):  # one conversation
+        return [rows]
+    if len(set(map(len, lists.values()))) == 1 and len(tables) < len(lists):
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    return [rows]
+    if tables and split not in tables and (len(tables) > 1 or split != "train"):
+        raise DataError(f"{name} holds rows under {list(tables)}: choose one with --split")
+    return tables.get(split) or next(iter(tables.values()), [rows])
 
 
 def _parse(data: bytes) -> dict | list | str:

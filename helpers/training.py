@@ -175,7 +175,10 @@ def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict
     """(splits, encoded splits) without the rows that are too long, which are told."""
     splits, encoded = dict(splits), {}
     for name, rows in splits.items():
-        encoded[name], too_long = prompting.encode(rows, tokenizer, max_length)
+        try:
+            encoded[name], too_long = prompting.encode(rows, tokenizer, max_length)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         if too_long:
             print(f"{name}: {len(too_long)} rows longer than {max_length} tokens are left out")
             splits[name] = rows.select(sorted(set(range(len(rows))) - set(too_long)))
@@ -299,8 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--output", type=name, help="folder for adapter and checkpoints; default runs/<profile>")
     add("--resume", action="store_true", help="go on from the newest sound checkpoint")
     add("--data", type=name, help="a file or a hub data set, in place of the tickets")
-    add("--prompt-column", action="append", help="of --data; may be given several times")
-    add("--answer-column", help="of --data")
+    add("--prompt-column", type=name, action="append", help="of --data; may be given several times")
+    add("--answer-column", type=name, help="of --data")
     add("--split", default="train", help="of a hub data set, slices too; default train")
     add("--config", help="of a hub data set")
     add("--drop-bad-rows", action="store_true", help="leave out rows that cannot be used")

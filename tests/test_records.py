@@ -1,14 +1,19 @@
 """Reading data: the cases in tests/cases/data, values as files have them, tables of bad files and
 of bad rows, hub data sets, splitting, and generated files that went wrong."""
 
+import datetime
 import gzip
 import json
 import os
 import random
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -120,6 +125,9 @@ WHOLE_FILE = [
     ("cut.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:30], "cut.jsonl.gz cannot be read"),
     ("sheet.xlsx", b"PK", "sheet.xlsx' .* ends otherwise: name a file ending in .jsonl"),
     ("columns.csv", b"ask,reply\na,b\n", "no known layout among its columns 'ask', 'reply'"),
+    ("unquoted.csv", b"prompt,answer\na, b, c\n", "line 2: 3 fields where the header has 2"),
+    ("head.csv", b'"a"b,answer\n"a"b,c\n', "head.csv, line 1: not CSV"),
+    ("two.json", b'{"en": [{"q": "a"}], "de": [{"q": "b"}]}', r"under \['en', 'de'\].*--split"),
 ]
 
 # the bytes of the second row, what is wrong with it
@@ -183,6 +191,7 @@ SHAPES = {
     "excel.csv": TEXT.replace("\n", ",,\n"),
     "key.json": json.dumps({"version": [1], "rows": ROWS}, indent=1),
     "splits.json": json.dumps({"test": [{"prompt": "x", "answer": "y"}], "train": ROWS}),
+    "pandas.json": pd.DataFrame(ROWS).to_json(),
     "columns.json": json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}),
     "lines.ndjson": "\n".join(map(json.dumps, ROWS)),
     "lines.txt": "\ufeff" + "\r\n\r\n".join(map(json.dumps, ROWS)),
@@ -195,11 +204,39 @@ def test_shapes_of_the_same_rows(read, name):
     assert len(read(name + ".gz", gzip.compress(SHAPES[name].encode()))) == 3
 
 
+def test_one_row_and_a_broken_head(read):
+    for text in ('{"rows": [\n%s\n]}', "\ufeff[\n%s\n]"):
+        assert pairs(read("d.json", text % GOOD.decode())) == [("a", "b")]
+    assert pairs(read("d.jsonl", b"{\n{\n" + GOOD, dropped=[])) == [("a", "b")]
+    late = [{"instruction": "I", "output": "b"}] * 1200 + [
+        {"instruction": "I", "input": "C", "output": "b"}
+    ]
+    data = read("d.jsonl", "\n".join(map(json.dumps, late)))
+    assert pairs(data)[-2:] == [("I", "b"), ("I\nC", "b")]
+    fails("a file without configs and splits", read, "d.jsonl", GOOD * 2, split="test")
+
+
+def test_of_parquet_the_needed_columns_are_read_as_they_are_written(tmp_path):
+    rows = {
+        "prompt": [CHAT[:1]],
+        "day": [datetime.date(2024, 1, 31)],
+        "image": [{"bytes": b"\x89PNG"}],
+    }
+    table = pa.table(rows | {"price": [Decimal("1.10")]})
+    pairs_of_a_map = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(table.append_column("unused", pairs_of_a_map), path := tmp_path / "d.parquet")
+    assert pairs(records.read_records(path, "day", "price")) == [("2024-01-31", "1.10")]
+    fails("the answer is not UTF-8", records.read_records, path, "day", "image")
+    fails(
+        "'prompt' is a conversation, which", records.read_records, path, ["prompt", "day"], "price"
+    )
+
+
 def test_csv_rows_are_named_by_their_line(read):
-    text, dropped = 'prompt,answer\n"two\nlines",b\nc\nd,e,f\n"g" h,i\n,\nj,k\n', []
+    text, dropped = 'prompt,answer\n"two\nlines",b\nc\nd,e,f\n"g\nl" h,i\n,\nj,k\n', []
     fails("d.csv, line 4: 1 fields where the header has 2.*--drop-bad-rows", read, "d.csv", text)
     assert pairs(read("d.csv", text, dropped=dropped)) == [("two\nlines", "b"), ("j", "k")]
-    assert [row.place for row in dropped] == [f"d.csv, line {line}" for line in (4, 5, 6)]
+    assert [row.place for row in dropped] == [f"d.csv, line {line}" for line in (4, 5, "6 to 7")]
     assert "a quote inside quotes is doubled" in dropped[2].kind
 
 
@@ -210,6 +247,9 @@ LAYOUTS = [
     ({"prompt": "P", "messages": CHAT}, "a", "OpenAI chat: messages; not used: 'prompt'"),
     ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
     ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
+    ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "a", "prompt and completion"),
+    ({"messages": [{"role": "system", "content": ""}, *CHAT]}, "a", "OpenAI chat"),
+    ({"instruction": "", "input": "C", "output": "b"}, "C", "Alpaca"),
     ({"prompt": "User: a\nAssistant:", "answer": "Assistant: b"}, "a", "1 rows .* removed"),
 ]
 
