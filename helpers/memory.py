@@ -190,25 +190,11 @@ def optimizer_bytes(
     return codes + 8 * (sum(every) - sum(coded)) + (2 * 4 * 256 if coded else 0)
 
 
-class Widths(NamedTuple):
-    """Bytes an element, and whether Trainer computes under autocast: on a GPU in 16 bits."""
-
-    compute: int
-    stream: int  # the residual stream: float32 after kbit preparation
-    read: int  # a trained layer's input: adapters are float32, so without autocast they read that
-    attended: int  # queries, keys and values
-    autocast: bool
-    own_copies: bool  # each adapter keeps a cast of its input, instead of one that all read
-
-
-def widths(profile: Profile, method: str) -> Widths:
-    """The widths of a run; `method` as in `plan`."""
-    compute = 4 if profile.compute_dtype == "float32" else 2
-    autocast = bool(profile.gpu_bytes) and compute == 2
-    stream = 4 if method == "qlora" else compute
-    read = compute if method == "full" or autocast else 4
-    own_copies = method != "full" and (autocast or stream != read)
-    return Widths(compute, stream, read, compute if autocast else stream, autocast, own_copies)
+def widths(profile: Profile, method: str) -> tuple[int, int]:
+    """Bytes an element: of what is computed, two under Trainer's autocast; of the residual stream,
+    which is float32 after kbit preparation."""
+    compute = profile.dtype.itemsize
+    return compute, 4 if method == "qlora" else compute
 
 
 class Kept(NamedTuple):
@@ -226,37 +212,37 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
     probabilities; backward makes their gradient and that of the scores: three copies, and CUDA's
     kernel a fourth, gradient times probability (data/measured/gpu.json has 16.2 bytes a score)."""
     product = 4 * bool(profile.gpu_bytes)
-    width, falcon = widths(profile, method), config.model_type == "falcon"
+    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
     full, shapes = method == "full", linear_shapes(config)
     old, alibi = falcon and not config.new_decoder_architecture, falcon and config.alibi
     queries = shapes["dense" if falcon else "o_proj"][1]
     scores = config.num_attention_heads * profile.max_length
     read = {"dense", "o_proj"} & set(shapes if full else profile.target_modules)
-    output, mask = queries * width.read if read else 0, profile.max_length * width.attended
+    output, mask = queries * compute if read else 0, profile.max_length * compute
     if attention == "eager":
-        probability = width.stream if falcon else 4
-        cast = width.attended if width.attended < probability else 0
-        kept = 3 * queries * width.attended + scores * (probability + cast) + output
+        probability = stream if falcon else 4
+        cast = compute if compute < probability else 0
+        kept = 3 * queries * compute + scores * (probability + cast) + output
         more = 3 * probability - cast if falcon else 8
         if alibi:
-            more = 20 - width.stream
+            more = 20 - stream
         return Kept(kept, kept + (more + product) * scores)
     if old and config.multi_query:
         kept = 3 * 4 * queries + 4 * scores + output
         return Kept(kept, kept + (2 * 4 + product) * scores + mask)
     if alibi:  # one bias a head, made once, which autocast casts in each layer
-        mask = scores * width.attended if width.attended < width.stream else 0
-    kept = 4 * queries * width.attended + 4 * config.num_attention_heads + mask
-    if old and not alibi and width.attended == width.stream:
-        kept += 2 * queries * width.attended  # v is a view that keeps query_key_value's output
-    if width.own_copies or width.read != width.attended:
-        kept += output  # else it is the attention's own
+        mask = scores * compute if compute < stream else 0
+    kept = 4 * queries * compute + 4 * config.num_attention_heads + mask
+    if old and not alibi and compute == stream:
+        kept += 2 * queries * compute  # v is a view that keeps query_key_value's output
+    if not full and compute < 4:
+        kept += output  # a cast of its own, else it is the attention's
     return Kept(kept, kept)
 
 
 def layer_activations(config: Config, profile: Profile, method: str, attention: str) -> Kept:
     """Bytes of one decoder layer, its input included."""
-    width, falcon = widths(profile, method), config.model_type == "falcon"
+    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
     full, shapes = method == "full", linear_shapes(config)
     kinds = set(shapes if full else profile.target_modules)
     hidden, parallel = config.hidden_size, falcon and config.parallel_attn
@@ -266,44 +252,44 @@ def layer_activations(config: Config, profile: Profile, method: str, attention: 
     attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & kinds)
     feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & kinds)
     reads = min(min(attends, 1) + min(feeds, 1), norms)
-    if width.own_copies:
-        reads = attends + feeds
-    # the norms' inputs, in float32 for RMS norms and under autocast, and what reads their outputs
-    kept = hidden * (1 if parallel else 2) * (width.stream if falcon and not width.autocast else 4)
-    kept += hidden * width.read * reads + 8 * norms
-    kept += 2 * hidden * width.stream if full and not falcon else 0  # scaled by RMS norms' weights
-    kept += 0 if full else len(kinds) * profile.lora_r * width.read
+    if not full and compute < 4:
+        reads = attends + feeds  # each adapter keeps a cast of its own of its input
+    # the norms' inputs in float32, and what reads their outputs
+    kept = hidden * (1 if parallel else 2) * 4
+    kept += hidden * compute * reads + 8 * norms
+    kept += 2 * hidden * stream if full and not falcon else 0  # scaled by RMS norms' weights
+    kept += 0 if full else len(kinds) * profile.lora_r * compute
     if config.model_type == "qwen3":  # RMS norms of queries and keys
         normed = shapes["q_proj"][0] + shapes["k_proj"][0]
-        kept += normed * (4 + (width.stream if full else 0))
+        kept += normed * (4 + (stream if full else 0))
     # Falcon's MLP keeps the activation function's input; a gated one also its output and the gated
     ffn = shapes["dense_h_to_4h" if falcon else "up_proj"][0]
-    mlp = ffn * width.stream * (1 if falcon else 3)
+    mlp = ffn * stream * (1 if falcon else 3)
     down = {"dense_4h_to_h", "down_proj"} & kinds
-    mlp += ffn * width.read if down else 0
-    adds = ffn * width.stream * (3 if falcon else 6) - mlp
+    mlp += ffn * compute if down else 0
+    adds = ffn * stream * (3 if falcon else 6) - mlp
     if not full and (feeds or down):  # gradients in float32, as adapters have them
-        adds = ffn * (12 - width.read)
+        adds = ffn * (12 - compute)
     attended = attention_bytes(config, profile, method, attention)
-    peak = kept + max(attended.forward + mlp + adds + 2 * hidden * width.stream, attended.peak)
+    peak = kept + max(attended.forward + mlp + adds + 2 * hidden * stream, attended.peak)
     tokens = profile.micro_batch * profile.max_length
     return Kept(tokens * (kept + mlp + attended.forward), tokens * peak)
 
 
 def kept_activations(config: Config, profile: Profile, method: str, attention: str) -> int:
     """Bytes that the forward pass leaves for backward; logits and casts are not counted."""
-    width, falcon = widths(profile, method), config.model_type == "falcon"
+    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
     tokens, hidden = profile.micro_batch * profile.max_length, config.hidden_size
-    token = hidden * (width.stream if falcon and not width.autocast else 4)  # the last norm's input
+    token = hidden * 4  # the last norm's input
     if method == "full":  # the head's input, and what an RMS norm's weight scales
-        token += hidden * (width.read + (0 if falcon else width.stream))
-    mask = width.stream if attention == "eager" else 1
-    cast = width.attended < width.stream and not profile.activation_checkpointing
+        token += hidden * (compute + (0 if falcon else stream))
+    mask = stream if attention == "eager" else 1
+    cast = compute < stream and not profile.activation_checkpointing
     if falcon and config.alibi and not cast:
-        mask = width.stream * config.num_attention_heads
+        mask = stream * config.num_attention_heads
     token += 64 + profile.max_length * mask  # token ids and the like
-    rotary = 2 * profile.max_length * hidden // config.num_attention_heads * width.stream
-    layer = tokens * hidden * width.stream
+    rotary = 2 * profile.max_length * hidden // config.num_attention_heads * stream
+    layer = tokens * hidden * stream
     if not profile.activation_checkpointing:
         layer = layer_activations(config, profile, method, attention).forward
     return tokens * token + rotary + config.num_hidden_layers * layer
@@ -311,7 +297,7 @@ def kept_activations(config: Config, profile: Profile, method: str, attention: s
 
 def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
     """Bytes held from step to step, for any model: the fields of MemoryPlan up to `optimizer`."""
-    compute, parts = widths(profile, method).compute, skeleton(config).tensors
+    compute, parts = profile.dtype.itemsize, skeleton(config).tensors
     adapter = adapter_tensors(config, profile.lora_r, profile.target_modules)
     gradients, state = 4 * sum(adapter), optimizer_bytes(adapter, profile.optimizer, 4)
     if method == "full":
@@ -342,11 +328,11 @@ def plan(
     throughout, as accumulation does. ModelError for a family that is not MODELLED, TutorialError
     for an unknown name."""
     check(config, profile, method, attention)
-    width, held = widths(profile, method), stored(config, profile, method)
+    (compute, stream), held = widths(profile, method), stored(config, profile, method)
     kept = kept_activations(config, profile, method, attention)
     layer = layer_activations(config, profile, method, attention)
     logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
-    largest = width.compute * max(skeleton(config).tensors["linear"])
+    largest = compute * max(skeleton(config).tensors["linear"])
     table, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4
     backward = kept + layer.peak
     if profile.activation_checkpointing:
@@ -354,18 +340,18 @@ def plan(
     else:
         backward -= layer.forward
     if method == "full":  # new gradients beside their sums: a layer's, the head's, the embedding's
-        new = width.compute * table
+        new = compute * table
         backward += largest + (new if config.tie_word_embeddings else 0)
         backward = max(backward, kept + logits * 2 // 3 + new, kept // 2 + 3 * new)
-    if width.stream > width.compute and width.autocast:
+    if stream > compute:
         cast += table  # the head, whose copy goes with the logits
-        backward -= width.compute * table
+        backward -= compute * table
     activations, gpu = max(kept, backward - logits), bool(profile.gpu_bytes)
     return MemoryPlan(
         **held,
         activations=activations,
         logits=logits,
-        casts=width.compute * cast if width.autocast else 0,
+        casts=compute * cast if compute < 4 else 0,
         workspace=largest if method == "qlora" else 0,
         context=CUDA_CONTEXT if gpu else 0,
         reserve=int(RESERVE * (activations + logits)) if gpu else 0,
