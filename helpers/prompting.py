@@ -62,16 +62,6 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
 
 
-def check_labels(encoded: Dataset) -> None:
-    """DataError unless every example has a label to learn from behind its first token."""
-    bad = [i for i, labels in enumerate(encoded["labels"]) if {*labels[1:]} <= {IGNORED}]
-    if bad:
-        raise DataError(
-            f"every label of {len(bad)} of {len(encoded)} examples is {IGNORED}, the first of them "
-            f"example {bad[0]}: mask the prompt only and keep the answer's labels"
-        )
-
-
 def answer_limit(encoded: Dataset) -> int:
     """How many new tokens an answer may take: the longest one to learn, end token included, and 4
     more, at most 256. A limit that is too small would score right answers 0 without a word."""

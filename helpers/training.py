@@ -80,7 +80,6 @@ def fine_tune(
     Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
     the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
     on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk."""
-    prompting.check_labels(train)
     state = PartialState(cpu=profile.device == "cpu")
     mine, leads = checkpoints.share(profile, state.num_processes), state.is_main_process
     batch = profile.micro_batch * profile.accumulation  # of one step, over all processes

