@@ -20,18 +20,10 @@ def parse_ticket(answer: str) -> dict | None:
     return ticket if isinstance(ticket, dict) else None
 
 
-def pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
-    """Answers with their references; DataError unless there is one for each, and at least one."""
-    if len(answers) != len(references) or not references:
-        counts = f"{len(answers)} answers cannot be scored against {len(references)} references"
-        raise DataError(f"{counts}: give one for each")
-    return list(zip(answers, references, strict=True))
-
-
 def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     """Shares in [0, 1]: of tickets `valid_json` (an object with their fields), `exact_match` (all
     values right), `fields` (each value right); of other texts `exact_match`, `valid_json` None."""
-    both, n = pairs(answers, references), len(references)
+    both, n = list(zip(answers, references, strict=True)), len(references)
     if any(set(parse_ticket(wanted) or ()) != set(FIELDS) for wanted in references):
         same = sum(answer.strip() == wanted.strip() for answer, wanted in both)
         return {"valid_json": None, "exact_match": same / n, "fields": {}}
