@@ -353,13 +353,11 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
             table = block[:1] == b"{" and read_json(pa.BufferReader(block), reading, options)
         except (UnicodeDecodeError, pa.ArrowInvalid):
             table = None
-        columns = table.columns if table else []
+        columns = table.columns if table and len(table) == count else []
         found = [pc.any(pc.match_substring_regex(column, odd)).as_py() for column in columns]
-        if not table or len(table) != count or any(column.null_count for column in columns):
+        if len(columns) != 2 or any(found) or any(column.null_count for column in columns):
             lines = enumerate(block.split(b"\n"), number)
             yield [(line, _parse(text)) for line, text in lines if text.strip()]
-        elif len(columns) != 2 or any(found):
-            yield list(enumerate(table.to_pylist(), number))
         else:
             places = [f"{at} {line}" for line in range(number, number + count)]
             yield pa.table([*columns, places], schema=SCHEMA)
