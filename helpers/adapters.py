@@ -59,9 +59,13 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     loading.check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
     model = loading.load_adapter(loading.load_base(profile), folder, profile)
-    card = Path(folder, "README.md")
-    text = card.read_text("utf-8", "replace") if card.exists() else ""
-    told, most = re.search(r"max_new_tokens=(\d+)", text), model.config.max_position_embeddings
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path(folder, "README.md").read_text("utf-8", "replace")
+    told, most = (
+        re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text),
+        model.config.max_position_embeddings,
+    )
     limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
     longest = most - limit
 
@@ -94,14 +98,24 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
         raise AdapterError(f"{output!r} is there already: name a new folder")
     loading.check_adapter(folder, profile)  # before the base is loaded
     plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
-    model = loading.load_adapter(plain, folder, profile).merge_and_unload()
+    model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
+    prompt = tokenizer(prompting.build_prompt("Is it the same?"), return_tensors="pt")["input_ids"]
+    with loading.using(folder), torch.inference_mode():
+        wanted = model(prompt.to(model.device)).logits
+        model = model.merge_and_unload()
+        off = (model(prompt.to(model.device)).logits - wanted).norm() / wanted.norm()
+        if not off < 0.1:  # for instance LoRA on an embedding that is the head as well
+            raise ValueError(f"merged, its logits are off by {off:.0%}; use it beside its base")
     if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
         # It has one key and value head. transformers ignores this number and writes that of all
         # heads, which llama.cpp's converter believes
         model.config.num_kv_heads = 1
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if not torch.equal(*(layer.weight for layer in ends)):  # an adapter of one may untie them
+        model.config.tie_word_embeddings = False
     with environment.replace_folder(Path(output)) as part:
         model.save_pretrained(part)
-        loading.load_tokenizer(profile).save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def export(folder: str, output: str, profile: Profile, kind: str) -> None:

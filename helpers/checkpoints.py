@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from helpers import plotting
-from helpers.environment import write_text
+from helpers.environment import write_text, writing
 from helpers.errors import TutorialError
 from helpers.profiles import Profile
 
@@ -86,9 +86,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def found_in(folder: Path) -> list[Path]:
+    """The folders of the checkpoints in a folder, sound or not."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
 def remove_all(folder: Path) -> None:
     """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
-    for path in folder.glob("checkpoint-*"):
+    for path in found_in(folder):
         shutil.rmtree(path)
 
 
@@ -97,7 +103,7 @@ def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | N
 
     `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
     sound. TutorialError that names what differs if the newest sound one is of another run."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\D+-\d+", path.name)]
+    found = found_in(folder)
     sound = [path for path in sorted(found, key=step_of, reverse=True) if is_sound(path)]
     if sound:
         theirs = json.loads((sound[0] / MARKER).read_text())["run"]
@@ -115,13 +121,14 @@ def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | N
 
 def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
     """Hold `folder` for this run: TutorialError while another process trains in it; one that died
-    holds nothing back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / "run.lock").acquire(timeout=0)
-    except Timeout:
-        wrong = f"another run trains in {str(folder)!r}"
-        raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
+    holds nothing back. The process that holds it may ask again."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(folder / "run.lock", is_singleton=True).acquire(timeout=0)
+        except Timeout:
+            wrong = f"another run trains in {str(folder)!r}"
+            raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
 
 
 class Checkpoints(TrainerCallback):

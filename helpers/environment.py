@@ -103,7 +103,7 @@ def runs_folder() -> Path:
     """Where runs belong: QLORA_RUNS; else Google Drive if Colab has mounted it, since it outlives
     Colab's disk; else runs/ of this repository."""
     if os.environ.get("QLORA_RUNS"):
-        return Path(os.environ["QLORA_RUNS"])
+        return Path(os.environ["QLORA_RUNS"]).expanduser()
     on_drive = place() == "Colab" and (DRIVE / "MyDrive").is_dir()
     return (DRIVE / "MyDrive" / "qlora-by-hand" if on_drive else ROOT) / "runs"
 
@@ -145,13 +145,18 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Hands out an empty folder to fill, which at the end stands at `folder`. After an error, an
-    interrupt or a kill `folder` is as it was, or, killed in the exchange, named NAME.old.part."""
+    interrupt or a kill `folder` is as it was, or, killed in the exchange, named NAME.old.part. Its
+    files get the rights that the umask leaves: safetensors writes for their owner alone."""
+    folder, umask = folder.resolve(), os.umask(0)
+    os.umask(umask)
     part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
     try:
         with writing(folder):
             shutil.rmtree(part, ignore_errors=True)  # what a kill has left
             part.mkdir(parents=True)
             yield part
+            for path in part.rglob("*"):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(folder, old)

@@ -18,7 +18,9 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import DryRunError
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -34,6 +36,9 @@ SPARE = 10**9  # bytes of disk for tokenizer, adapter and checkpoints: an allowa
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
 ADVICE = {  # what an error says: what to do
     "GatedRepo": "accept the model's terms on its page and put your token in HF_TOKEN",
+    "Git LFS": "fetch what the pointers stand for with `git lfs pull`",
+    "PermissionError": "ask the owner of the files for the right to read them",
+    "is quantized": "take the model that is not quantized",
     "No space left": "make room on the disk, or set HF_HOME to a folder on another one",
     "MemoryError": MEMORY_RAN_OUT,
     "allocate memory": MEMORY_RAN_OUT,
@@ -48,10 +53,24 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def check_files(folder: str | Path) -> None:
+    """OSError or ValueError unless the files in `folder` can be read and are no Git LFS pointers;
+    the libraries call such files missing, or damaged."""
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".json", ".safetensors"):
+            with path.open("rb") as file:
+                if file.read(50).startswith(b"version https://git-lfs"):
+                    raise ValueError(f"{path.name} is a Git LFS pointer")
+
+
 @contextlib.contextmanager
-def fetching(what: str) -> Iterator[None]:
-    """ModelError with advice for whatever goes wrong while `what` is fetched or read."""
+def fetching(what: str, profile: Profile) -> Iterator[None]:
+    """ModelError with advice for whatever goes wrong while `what` of the profile's model is fetched
+    or read."""
+    what += f" of {profile.model!r}"
     try:
+        if Path(profile.model_path).is_dir():
+            check_files(profile.model_path)
         yield
     except (TutorialError, torch.OutOfMemoryError):
         raise
@@ -64,7 +83,7 @@ def fetching(what: str) -> Iterator[None]:
 def load_config(profile: Profile) -> transformers.PretrainedConfig:
     """The config of the profile's model, no weights; ModelError if there is none."""
     options = {"revision": profile.revision, "trust_remote_code": False}
-    with fetching(f"the config of {profile.model!r}"):
+    with fetching("the config", profile):
         return AutoConfig.from_pretrained(profile.model_path, **options)
 
 
@@ -72,7 +91,7 @@ def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model; ModelError if there is none. The end token fills gaps:
     that is safe since labels and attention masks are made from lengths here, never from its id."""
     options = {"revision": profile.revision, "trust_remote_code": False}
-    with fetching(f"the tokenizer of {profile.model!r}"):
+    with fetching("the tokenizer", profile):
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     return tokenizer
@@ -84,8 +103,12 @@ def fetch(profile: Profile) -> None:
     if Path(profile.model_path).is_dir():
         return
     options = {"revision": profile.revision, "allow_patterns": FILES}
-    with fetching(f"the weights of {profile.model!r}"):
-        files = snapshot_download(profile.model, dry_run=True, **options)
+    with fetching("the weights", profile):
+        try:
+            files = snapshot_download(profile.model, dry_run=True, **options)
+        except DryRunError:  # without network: what is here has to do
+            snapshot_download(profile.model, local_files_only=True, **options)
+            return
         if not any(file.filename.endswith(".safetensors") for file in files):
             raise FileNotFoundError("there are no .safetensors files")
         need = sum(file.file_size for file in files if file.will_download)
@@ -140,9 +163,9 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         source, options = str(copy), {}
     else:
         fetch(profile)
-    if sum(memory.count_parameters(load_config(profile)).values()) < 10**8:
-        transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
-    with fetching(f"the weights of {profile.model!r}"), falcon_made_of_plain_linear():
+    with fetching("the weights", profile), falcon_made_of_plain_linear():
+        if sum(memory.count_parameters(load_config(profile)).values()) < 10**8:
+            transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=False,
@@ -161,6 +184,10 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         # passes no gradient back from then on, even in training. Keep the format that trains.
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)  # its offset is the mean of all scales
+        if not (parameter if state is None else state.offset).isfinite().all():
+            raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
     # What an adapter should say of its base is name and revision, not this machine's folder.
     model.name_or_path = model.config._name_or_path = profile.model
     end = model.config.eos_token_id
@@ -200,21 +227,26 @@ class FourBitProof:
 def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
     within 0.5%. NotQuantizedError if not."""
-    layers, wanted = four_bit_layers(model), len(memory.skeleton(model.config).layers)
-    if len(layers) != wanted:
+    states = [getattr(m.weight, "quant_state", None) for m in four_bit_layers(model).values()]
+    states, wanted = list(filter(None, states)), memory.skeleton(model.config).layers
+    if len(states) != len(wanted):
         raise NotQuantizedError(
-            f"{len(layers)} of {wanted} linear layers are 4-bit: transformers "
+            f"{len(states)} of {len(wanted)} linear layers are 4-bit: transformers "
             f"{transformers.__version__} did not quantize this model, use loading.load_base"
+        )
+    if [tuple(state.shape) for state in states] != list(wanted.values()):
+        raise ModelError(
+            "a linear layer has another shape than by its config: fetch the model again"
         )
     rest = model.get_output_embeddings().weight.element_size()
     expected, found = memory.expected_footprint(model.config, rest_bytes=rest), stored_bytes(model)
-    kinds = {layer.weight.quant_state.quant_type for layer in layers.values()}
+    kinds = {state.quant_type for state in states}
     if abs(found - expected) > 0.005 * expected or kinds != {"nf4"}:  # FP4 has as many bytes
         raise NotQuantizedError(
             f"the model takes {found:,} bytes of {'/'.join(sorted(kinds))} where NF4 with double "
             f"quantization predicts {expected:,}: check quantization_config"
         )
-    return FourBitProof(len(layers), found, expected)
+    return FourBitProof(len(states), found, expected)
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
@@ -272,25 +304,44 @@ def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
     """Put a saved adapter on `base`, ready to answer; AdapterError if it is missing, damaged, of
     another base, or not what its config promises."""
     config, tensors = check_adapter(folder, profile)
-    model = PeftModel(base, config)
-    set_peft_model_state_dict(model, tensors)
+    with using(folder):
+        model = PeftModel(base, config)
+        set_peft_model_state_dict(model, tensors)
     return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def using(folder: str | Path) -> Iterator[None]:
+    """AdapterError for whatever goes wrong with the adapter in `folder`."""
+    try:
+        yield
+    except (TutorialError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # peft, safetensors, json and the file system share no base class
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "
+            "that save_adapter wrote, or train it again on this base"
+        ) from error
 
 
 def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
     """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
     the tensors that peft makes from its config on this base, all of them finite."""
     file, base_config = Path(folder, "adapter_model.safetensors"), load_config(profile)
-    try:
+    with using(folder):
+        if not file.parent.is_dir():
+            raise ValueError("there is no such folder; hf download ID --local-dir FOLDER makes one")
         if not file.exists() and file.with_suffix(".bin").exists():
             raise ValueError(
                 "it is pickled, which can run code; "
                 "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), "
                 f"'{file.name}') converts it"
             )
+        check_files(file.parent)
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
-        if entries["peft_type"] != "LORA":
-            raise ValueError(f"its method is {entries['peft_type']}, only LoRA is known here")
+        method = entries.get("peft_type") if isinstance(entries, dict) else "not told"
+        if method != "LORA" or entries.get("alora_invocation_tokens"):
+            raise ValueError(f"its method is {method}, only LoRA is known here, and no aLoRA")
         if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
             raise ValueError(f"init_lora_weights {entries['init_lora_weights']} changes its base")
         for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
@@ -303,15 +354,16 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
         made = get_peft_model_state_dict(model, save_embedding_layers=False)
+        whole = get_peft_model_state_dict(model, save_embedding_layers=True)
+        made = whole if whole.keys() == tensors.keys() else made  # some adapters bring the head
         for name in made | tensors:
             has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
             if has != wanted:
                 raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
-            if not tensors[name].isfinite().all():
-                raise ValueError(f"{name} is not finite")
-    except Exception as error:  # peft, safetensors, json and the file system share no base class
-        raise AdapterError(
-            f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "
-            "that save_adapter wrote, or train it again on this base"
-        ) from error
+            if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
+                raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        scales = [scale for layer in layers for scale in layer.scaling.values()]
+        if not torch.tensor(scales).isfinite().all():
+            raise ValueError("its lora_alpha or alpha_pattern is not finite")
     return config, tensors

@@ -221,54 +221,64 @@ def run(
     mine = checkpoints.share(profile, state.num_processes)
     output = Path(output) if output else environment.runs_folder() / profile.name
     environment.check_writable(output)
-    tokenizer = loading.load_tokenizer(profile)
-    splits, encoded = encode(splits or records.ticket_splits(), tokenizer, profile.max_length)
-    # an answer may take as many tokens as the longest in train, and a few more
-    profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
-    batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
-    if count < batch:
-        raise DataError(f"a step takes {batch} examples and train has {count}: add data")
-    state.print(", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples")
-    each = f"each with {mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
-    state.print(f"processes: {state.num_processes}, {each}")
-    model = loading.load_base(profile, str(state.device), cache)
-    proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
-    state.print(
-        f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, "
-        f"{proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
-    )
-    model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
-    scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-    scoring, limit = scoring and state.is_main_process, profile.max_new_tokens
+    leads = state.is_main_process
+    with checkpoints.only_run_in(output) if leads else contextlib.nullcontext():
+        tokenizer = loading.load_tokenizer(profile)
+        splits, encoded = encode(splits or records.ticket_splits(), tokenizer, profile.max_length)
+        # an answer may take as many tokens as the longest in train, and a few more
+        profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
+        batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
+        if count < batch:
+            raise DataError(f"a step takes {batch} examples and train has {count}: add data")
+        state.print(
+            ", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples"
+        )
+        each = (
+            f"each with {mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
+        )
+        state.print(f"processes: {state.num_processes}, {each}")
+        model = loading.load_base(profile, str(state.device), cache)
+        proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
+        state.print(
+            f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, "
+            f"{proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
+        )
+        model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
+        scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
+        scoring, limit = scoring and state.is_main_process, profile.max_new_tokens
 
-    def score(when: str, rows: Dataset) -> list[str]:
-        answers = prompting.generate(model, tokenizer, rows["prompt"], limit, profile.eval_batch)
-        scores[when] = evaluation.score(answers, rows["answer"])
-        return answers
+        def score(when: str, rows: Dataset) -> list[str]:
+            answers = prompting.generate(
+                model, tokenizer, rows["prompt"], limit, profile.eval_batch
+            )
+            scores[when] = evaluation.score(answers, rows["answer"])
+            return answers
 
-    if scoring:
-        before = score("before", splits["test"])
-        perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
-        scores["perplexity_before"] = round(perplexity, 4)
-    state.wait_for_everyone()
-    rows = encoded["train"], encoded["validation"]
-    training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
-    if loading.base_fingerprint(model) != fingerprint:
-        raise NotQuantizedError("the 4-bit base changed in training: report this with its versions")
-    if not state.is_main_process:
-        return None
-    if scoring:
-        after = score("after", splits["test"])
-        if "test_reworded" in splits:
-            score("after_reworded", splits["test_reworded"])
-    record = save(model, tokenizer, profile, seed, proof, training, output, data=data, **scores)
-    if scoring:
-        report(record, splits["test"], before=before, after=after)
-        if cut := prompting.cut_off(tokenizer, after, limit):
-            print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
-    seconds = record["train_seconds"]
-    print(f"trained {record['steps']} steps in {seconds:.0f} s; adapter and results.json: {output}")
-    return record
+        if scoring:
+            before = score("before", splits["test"])
+            perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
+            scores["perplexity_before"] = round(perplexity, 4)
+        state.wait_for_everyone()
+        rows = encoded["train"], encoded["validation"]
+        training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
+        if loading.base_fingerprint(model) != fingerprint:
+            raise NotQuantizedError(
+                "the 4-bit base changed in training: report this with its versions"
+            )
+        if not state.is_main_process:
+            return None
+        if scoring:
+            after = score("after", splits["test"])
+            if "test_reworded" in splits:
+                score("after_reworded", splits["test_reworded"])
+        record = save(model, tokenizer, profile, seed, proof, training, output, data=data, **scores)
+        if scoring:
+            report(record, splits["test"], before=before, after=after)
+            if cut := prompting.cut_off(tokenizer, after, limit):
+                print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
+        trained = f"trained {record['steps']} steps in {record['train_seconds']:.0f} s"
+        print(f"{trained}; adapter and results.json: {output}")
+        return record
 
 
 def write_recipe(path: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, LoraModel
 from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
@@ -215,6 +215,14 @@ BROUGHT = {
     "another rank": ({"r": 8}, None, r"is \[16, \d+\] in its file and \[8, \d+\] by its"),
     "one too many": ({}, lambda t: t | {"x": torch.ones(1)}, r"x is \[1\] in its file and missing"),
     "not a number": ({}, lambda t: {k: v * torch.nan for k, v in t.items()}, "is not finite"),
+    "integers": ({}, lambda t: {k: v.to(torch.int8) for k, v in t.items()}, "but torch.int8"),
+    "alpha not finite": ({"lora_alpha": float("inf")}, None, "its lora_alpha .* is not finite"),
+    "aLoRA": ({"alora_invocation_tokens": [1]}, None, "only LoRA is known here, and no aLoRA"),
+    "a pointer": (
+        lambda c: "version https://git-lfs.github.com",
+        None,
+        "json is a Git LFS pointer",
+    ),
     "targets null": ({"target_modules": None}, None, "target_modules is None"),
     "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
     "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
@@ -222,7 +230,7 @@ BROUGHT = {
     "another base": ({"base_model_name_or_path": "gpt2"}, None, "its base is 'gpt2'"),
     "another revision": ({"revision": "abc"}, None, r"\(revision abc\), not 'data/tiny-falcon'"),
     "config cut off": (lambda c: json.dumps(c)[:20], None, "cannot be used"),
-    "config is a list": (lambda c: "[]", None, "cannot be used"),
+    "config is a list": (lambda c: "[]", None, "its method is not told"),
 }
 
 
@@ -253,6 +261,21 @@ def test_pickled_weights_are_refused(folders, base, tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="it is pickled, .* weights_only=True.* converts it"):
         loading.load_adapter(base, folder, TINY)
+
+
+def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = random_adapter(tmp_path / "adapter", 1)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode)[-3:] for path in folder.iterdir()} == {"640"}
+
+
+def test_a_merge_that_answers_otherwise_is_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self: self.unload())
+    assert adapters.main(["merge", str(folders["a"]), str(tmp_path / "merged")]) == 1
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):

@@ -12,8 +12,8 @@ import sys
 import pytest
 import torch
 
+from data.measured import measure
 from helpers import memory, profiles, training
-from tests import measure_gpu
 from tests.notebooks import ROOT, notebook
 
 CUDA = torch.cuda.is_available()
@@ -39,14 +39,14 @@ def assert_as_planned(measured):
     assert loaded["loaded"] == pytest.approx(loaded["planned"], rel=0.01)
     assert measured.get("largest") != "out of memory"
     for run in runs:
-        assert 1 <= measure_gpu.ratio(run) <= 1.15
+        assert 1 <= measure.ratio(run) <= 1.15
 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_cards_nf4_bytes_are_those_by_hand(dtype):
-    differ = measure_gpu.differing_bytes("cuda", dtype)
-    measure_gpu.note(f"nf4 bytes that differ, of {2**20:,}, {dtype}", differ)
+    differ = measure.differing_bytes("cuda", dtype)
+    measure.note(f"nf4 bytes that differ, of {2**20:,}, {dtype}", differ)
     assert differ == 0
 
 
@@ -57,7 +57,7 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
     profile = dataclasses.replace(tiny, name=dtype, gpu_bytes=10**9, compute_dtype=dtype)
     record = training.run(profile, output=tmp_path)
     names = ("before", "after", "after_reworded", "train_seconds", "final_loss")
-    measure_gpu.note(f"tiny falcon, 300 steps, {dtype}", {name: record[name] for name in names})
+    measure.note(f"tiny falcon, 300 steps, {dtype}", {name: record[name] for name in names})
     assert record["after"]["exact_match"] > 0.9
 
 
@@ -65,8 +65,8 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
 def test_16_bit_lora_beside_qlora():
     """The largest profile on a base that is not quantized: memory, step time, answers in turns."""
     profile = at_full_size(profiles.PROFILES["colab-a100"])
-    assert_as_planned(measure_gpu.lora_runs("16-bit LoRA, colab-a100", profile, "cuda"))
-    assert len(measure_gpu.answers_in_turns(profile, "cuda")) == 3
+    assert_as_planned(measure.lora_runs("16-bit LoRA, colab-a100", profile, "cuda"))
+    assert len(measure.answers_in_turns(profile, "cuda")) == 3
 
 
 @on_gpu
@@ -75,7 +75,7 @@ def test_a_profile_takes_no_more_than_planned(name, card):
     """With as much memory as its card has."""
     profile = at_full_size(profiles.PROFILES[name])
     largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
-    assert_as_planned(measure_gpu.profile_runs(name, profile, "cuda", 2048, largest))
+    assert_as_planned(measure.profile_runs(name, profile, "cuda", 2048, largest))
 
 
 NOTEBOOK = """
@@ -117,7 +117,7 @@ def test_notebook_05_with_the_t4_profile_in_15_gb():
     changes = f"\nMODEL, REVISION, STEPS = {FALCON!r}, '', 8" if FALCON else ""
     name, seconds, peak = run_notebook_05("colab-t4", room, changes)
     found = {"seconds": seconds, "max_memory_allocated": peak, "steps": 8 if FALCON else 32}
-    measure_gpu.note("notebook 05, colab-t4 in 15 GB", found)
+    measure.note("notebook 05, colab-t4 in 15 GB", found)
     assert name == "colab-t4" and peak <= room
 
 
@@ -128,28 +128,28 @@ def test_what_was_measured_is_at_most_what_is_planned():
     """Every step that is stored: never over its plan, and at least 0.9 of it."""
     runs = [
         (card, run)
-        for card, found in json.loads(measure_gpu.MEASURED.read_text()).items()
+        for card, found in json.loads(measure.MEASURED.read_text()).items()
         for values in found.values()
         for run in (values.values() if isinstance(values, dict) else ())
         if isinstance(run, dict) and "method" in run
     ]
     assert sum("H100" in card for card, _ in runs) == 39
-    assert all(1 <= measure_gpu.ratio(run) <= 1.11 for _, run in runs)
-    clean = json.loads(measure_gpu.MEASURED.read_text())["NVIDIA H100 80GB HBM3, third machine"]
+    assert all(1 <= measure.ratio(run) <= 1.11 for _, run in runs)
+    clean = json.loads(measure.MEASURED.read_text())["NVIDIA H100 80GB HBM3, third machine"]
     assert all(clean[name]["largest"] != "out of memory" for name in CARDS)
     assert [name for name in CARDS if clean[name]["too large"] != "out of memory"] == ["colab-t4"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
-    assert measure_gpu.differing_bytes("cpu", dtype, 2**14) == 0
+    assert measure.differing_bytes("cpu", dtype, 2**14) == 0
 
 
 def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(measure_gpu, "MEASURED", tmp_path / "gpu.json")
+    monkeypatch.setattr(measure, "MEASURED", tmp_path / "gpu.json")
     profile = dataclasses.replace(tiny, max_length=48, micro_batch=2)
-    found = measure_gpu.profile_runs("4-bit", profile, "cpu", 64, 4)
-    found = [*found.values(), *measure_gpu.lora_runs("16-bit", profile, "cpu").values()]
+    found = measure.profile_runs("4-bit", profile, "cpu", 64, 4)
+    found = [*found.values(), *measure.lora_runs("16-bit", profile, "cpu").values()]
     runs = [run for run in found if "method" in run]
     assert [run["batch"] for run in runs] == [
         [2, 1, 48],
@@ -160,8 +160,8 @@ def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
         [2, 1, 48],
     ]
     assert all(run["tokens_per_second"] > 0 for run in runs)
-    written = json.loads(measure_gpu.MEASURED.read_text())["cpu"]
+    written = json.loads(measure.MEASURED.read_text())["cpu"]
     assert written["16-bit"]["full"] == found[-1]
-    for found in measure_gpu.answers_in_turns(profile, "cpu", turns=2).values():
+    for found in measure.answers_in_turns(profile, "cpu", turns=2).values():
         low, middle, high = found["times_as_long"]
         assert 0 < low <= middle <= high and found["four_bit"] > 0

@@ -115,6 +115,12 @@ def drop(name):
     return lambda folder: change_tensors(folder, lambda tensors: tensors.pop(name))
 
 
+def change(name, function):
+    return lambda folder: change_tensors(
+        folder, lambda tensors: tensors.update({name: function(tensors[name]).contiguous()})
+    )
+
+
 def pickle_weights(folder):
     class Bomb:
         def __reduce__(self):
@@ -135,11 +141,32 @@ def lfs_pointer(folder):
         (drop("transformer.word_embeddings.weight"), "lack .*word_embeddings.* would be random"),
         (drop("transformer.ln_f.weight"), "lack .*ln_f.weight.* would be random"),
         (lambda folder: os.truncate(folder / "model.safetensors", 10**5), "damaged or not fetched"),
-        (lfs_pointer, "damaged or not fetched"),
+        (lfs_pointer, "model.safetensors is a Git LFS pointer.*git lfs pull"),
+        (
+            change("transformer.ln_f.weight", lambda t: t * torch.nan),
+            "ln_f.weight of .* not finite",
+        ),
+        (
+            change("transformer.h.1.mlp.dense_4h_to_h.weight", lambda t: t / 0),
+            "4h_to_h.* not finite",
+        ),
+        (change("transformer.h.1.mlp.dense_4h_to_h.weight", lambda t: t.T), "another shape"),
+        (change("transformer.ln_f.weight", lambda t: t[:-1]), "ln_f.weight.* another shape"),
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* could not be had"),
     ],
-    ids=["embedding", "norm", "half", "lfs", "pickled", "no config"],
+    ids=[
+        "embedding",
+        "norm",
+        "half",
+        "lfs",
+        "nan",
+        "inf",
+        "transposed",
+        "cut",
+        "pickled",
+        "no config",
+    ],
 )
 def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(copied, spoil, words):
     profile, folder = copied
@@ -179,7 +206,7 @@ def test_offline_with_nothing_cached_names_the_model(monkeypatch, tmp_path):
 
 def test_a_gated_model_asks_for_its_terms_and_a_token():
     words, gated = "accept the model's terms .* HF_TOKEN", type("GatedRepoError", (Exception,), {})
-    with pytest.raises(ModelError, match=words), loading.fetching("the model"):
+    with pytest.raises(ModelError, match=words), loading.fetching("the config", T4):
         raise OSError("gated") from gated("401")
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
+from data.measured.measure import IN_TURNS, MEASURED
 from helpers import memory, profiles
-from tests.measure_gpu import IN_TURNS, MEASURED
 from tests.notebooks import NOTEBOOKS, ROOT, notebook, printed, python
 from tests.publish import linked
 

