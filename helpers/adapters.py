@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import TextStreamer
 
 from helpers import environment, loading, profiles, prompting
@@ -99,19 +100,24 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
     loading.check_adapter(folder, profile)  # before the base is loaded
     plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
     model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
     prompt = tokenizer(prompting.build_prompt("Is it the same?"), return_tensors="pt")["input_ids"]
     with loading.using(folder), torch.inference_mode():
-        wanted = model(prompt.to(model.device)).logits
+        wanted = model(prompt.to(model.device)).logits.float()
         model = model.merge_and_unload()
-        off = (model(prompt.to(model.device)).logits - wanted).norm() / wanted.norm()
-        if not off < 0.1:  # for instance LoRA on an embedding that is the head as well
-            raise ValueError(f"merged, its logits are off by {off:.0%}; use it beside its base")
+        off = (model(prompt.to(model.device)).logits.float() - wanted).norm() / wanted.norm()
+        if not off < 0.1:
+            wrong = f"merged, the logits of {folder!r} are off by {off:.0%}"
+            raise AdapterError(f"{wrong}: use the adapter beside its base")
     if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
         # It has one key and value head. transformers ignores this number and writes that of all
         # heads, which llama.cpp's converter believes
         model.config.num_kv_heads = 1
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if not torch.equal(*(layer.weight for layer in ends)):  # an adapter of one may untie them
+    if not torch.equal(*(layer.weight for layer in ends)):
         model.config.tie_word_embeddings = False
     with environment.replace_folder(Path(output)) as part:
         model.save_pretrained(part)

@@ -121,7 +121,7 @@ def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | N
 
 def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
     """Hold `folder` for this run: TutorialError while another process trains in it; one that died
-    holds nothing back. The process that holds it may ask again."""
+    holds nothing back. The thread that holds it may ask again."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

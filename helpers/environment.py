@@ -155,8 +155,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)  # what a kill has left
             part.mkdir(parents=True)
             yield part
-            for path in part.rglob("*"):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+            for path in filter(Path.is_file, part.rglob("*")):
+                with contextlib.suppress(OSError):  # some disks know no rights
+                    path.chmod(0o666 & ~umask)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(folder, old)

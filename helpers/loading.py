@@ -107,7 +107,9 @@ def fetch(profile: Profile) -> None:
         try:
             files = snapshot_download(profile.model, dry_run=True, **options)
         except DryRunError:  # without network: what is here has to do
-            snapshot_download(profile.model, local_files_only=True, **options)
+            here = snapshot_download(profile.model, local_files_only=True, **options)
+            if not any(Path(here).glob("*.safetensors")):
+                raise FileNotFoundError("there is no network and they are not here") from None
             return
         if not any(file.filename.endswith(".safetensors") for file in files):
             raise FileNotFoundError("there are no .safetensors files")
@@ -185,7 +187,9 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
     for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)  # its offset is the mean of all scales
+        # The offset is the mean of all scales, which a number that is not finite spoils; only a NaN
+        # that a GPU quantized does not, by the source of its kernel
+        state = getattr(parameter, "quant_state", None)
         if not (parameter if state is None else state.offset).isfinite().all():
             raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
     # What an adapter should say of its base is name and revision, not this machine's folder.
@@ -234,10 +238,11 @@ def prove_4bit(model) -> FourBitProof:
             f"{len(states)} of {len(wanted)} linear layers are 4-bit: transformers "
             f"{transformers.__version__} did not quantize this model, use loading.load_base"
         )
-    if [tuple(state.shape) for state in states] != list(wanted.values()):
-        raise ModelError(
-            "a linear layer has another shape than by its config: fetch the model again"
-        )
+    shapes, parts = [tuple(state.shape) for state in states], memory.skeleton(model.config).tensors
+    rest = [p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is None]
+    others = parts["embedding"] + parts["head"] + parts["norm"]
+    if shapes != list(wanted.values()) or sorted(rest) != sorted(others):
+        raise ModelError("a weight has another shape than by its config: fetch the model again")
     rest = model.get_output_embeddings().weight.element_size()
     expected, found = memory.expected_footprint(model.config, rest_bytes=rest), stored_bytes(model)
     kinds = {state.quant_type for state in states}

@@ -191,8 +191,8 @@ def optimizer_bytes(
 
 
 def widths(profile: Profile, method: str) -> tuple[int, int]:
-    """Bytes an element: of what is computed, two under Trainer's autocast; of the residual stream,
-    which is float32 after kbit preparation."""
+    """(compute, stream): bytes an element of what is computed, 2 in 16 bits, under Trainer's
+    autocast, and of the residual stream, which is float32 after kbit preparation."""
     compute = profile.dtype.itemsize
     return compute, 4 if method == "qlora" else compute
 

@@ -1,7 +1,7 @@
 """Your own data as prompts and answers: read, checked row by row, split, and reported.
 
-Values arrive as the file has them, and no row is lost silently. JSON lines whose two columns are
-text are read by pyarrow; the rest by Python's json and csv, since the faster readers alter values
+Values arrive as the file has them, and no row is lost silently. JSON lines whose columns are text
+are read by pyarrow; the rest by Python's json and csv, since the faster readers alter values
 (007, NA, dates, the keys of objects)."""
 
 import csv
@@ -178,11 +178,15 @@ def _pair(
     else:
         if any(row.get(column) not in (None, "") for column in prompts[1:]):
             raise DataError(f"{prompts[0]!r} is a conversation, which no other column can join")
-        parts = last if isinstance(last, list) else [{"text": "" if last is None else _text(last)}]
-        if not (parts and isinstance(parts[0], dict) and "role" in parts[0]):
-            parts = [{"role": "assistant", "content": parts}]
+        if answer:
+            last = (
+                last if isinstance(last, list) else [{"text": _text("" if last is None else last)}]
+            )
+            if not (last and isinstance(last[0], dict) and "role" in last[0]):
+                last = [{"role": "assistant", "content": last}]
+            first = [*first, *last]
         try:
-            first, last = chat_to_pair([*first, *parts] if answer else first)
+            first, last = chat_to_pair(first)
         except DataError as error:
             raise DataError(f"{prompts[0]!r} {error}") from None
     last, given = last.strip(), last
@@ -221,10 +225,11 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
     stand first. DataError, a sentence without a subject, for anything else."""
     if isinstance(messages, str) and messages.lstrip().startswith("["):
-        messages = _parse(messages.encode("utf-8", "surrogateescape"))
-        if isinstance(messages, str):
-            raise DataError(f"begins as a list of messages and is {messages}")
-    elif isinstance(messages, str):
+        found = _parse(messages.encode("utf-8", "surrogateescape"))
+        if isinstance(found, str) and not TURN.search(messages):
+            raise DataError(f"begins as a list of messages and is {found}")
+        messages = messages if isinstance(found, str) else found
+    if isinstance(messages, str):
         system, *said = TURN.split(messages)
         said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
         messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
@@ -331,9 +336,9 @@ def _batches(rows: Iterator) -> Iterator[list]:
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """A file from its beginning, 2 MB and the rest of a line at a time."""
+    """A file from its beginning, half a megabyte and the rest of a line at a time."""
     file.seek(0)
-    return iter(lambda: file.read(2**21) + file.readline(), b"")
+    return iter(lambda: file.read(2**19) + file.readline(), b"")
 
 
 def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -> Iterator:
@@ -354,24 +359,30 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
         except (UnicodeDecodeError, pa.ArrowInvalid):
             table = None
         columns = table.columns if table and len(table) == count else []
-        found = [pc.any(pc.match_substring_regex(column, odd)).as_py() for column in columns]
-        if len(columns) != 2 or any(found) or any(column.null_count for column in columns):
+        plain = len(columns) > 1 and not columns[0].null_count + columns[-1].null_count
+        if plain:  # the prompt's parts are joined as `_pair` does
+            *parts, answer = columns
+            parts = [pc.if_else(pc.equal(part, ""), None, part) for part in parts]
+            prompt = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")
+            found = [pc.match_substring_regex(column, odd) for column in (prompt, answer)]
+            plain = not any(pc.any(column).as_py() for column in found)
+        if plain:
+            places = [f"{at} {line}" for line in range(number, number + count)]
+            yield pa.table([prompt, answer, places], schema=SCHEMA)
+        else:
             lines = enumerate(block.split(b"\n"), number)
             yield [(line, _parse(text)) for line, text in lines if text.strip()]
-        else:
-            places = [f"{at} {line}" for line in range(number, number + count)]
-            yield pa.table([*columns, places], schema=SCHEMA)
         number += count
 
 
 def _csv(name: str, file: BinaryIO) -> Iterator:
-    """The header, then numbered rows, every value as text; a `sep=;` line names the separator, else
-    it is a tab if the header has one, or what cuts the header most."""
+    """The header, then numbered rows, every value as text; a `sep=;` line names the separator, or
+    what cuts the header most."""
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
     stated = re.match('"?sep=(.)', head)
-    counts = {mark: len(next(csv.reader([head], delimiter=mark))) for mark in ",;\t|"}
-    mark = stated[1] if stated else "\t" if "\t" in head else max(counts, key=counts.get)
+    counts = {mark: len(next(csv.reader([head], delimiter=mark))) for mark in "\t,;|"}
+    mark = stated[1] if stated else max(counts, key=counts.get)
     text.seek(0)
     reader = csv.reader(text, delimiter=mark, skipinitialspace=f"{mark} " in head, strict=True)
     header = []
@@ -406,20 +417,23 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
     rows = _parse(data) if data.strip() else []
     if isinstance(rows, str):
         raise DataError(f"{name} is {rows}; give a list of objects, or one object a line")
-    if isinstance(rows, list):
-        return [r if isinstance(r, dict | list) else f"a JSON {type(r).__name__}" for r in rows]
-    keys = {tuple(column) if isinstance(column, dict) else () for column in rows.values()}
-    if len(keys) == 1 and "".join(*keys).isdigit():  # pandas' to_json: columns by row number
-        rows = {key: list(column.values()) for key, column in rows.items()}
-    lists = {key: value for key, value in rows.items() if isinstance(value, list)}
-    tables = {key: value for key, value in lists.items() if value and isinstance(value[0], dict)}
-    if {"messages", "conversations"} & set(tables):  # one conversation
-        return [rows]
-    if len(set(map(len, lists.values()))) == 1 and len(tables) < len(lists):
-        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    if tables and split not in tables and (len(tables) > 1 or split != "train"):
-        raise DataError(f"{name} holds rows under {list(tables)}: choose one with --split")
-    return tables.get(split) or next(iter(tables.values()), [rows])
+    tables = {}
+    if isinstance(rows, dict):
+        keys = {tuple(column) if isinstance(column, dict) else () for column in rows.values()}
+        if len(keys) == 1 and "".join(*keys).isdigit():  # pandas' to_json: columns by row number
+            rows = {key: list(column.values()) for key, column in rows.items()}
+        lists = {key: value for key, value in rows.items() if isinstance(value, list)}
+        tables = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
+        known = any({columns[0], answer} <= {*lists} for columns, answer in LAYOUTS.values())
+        if len(set(map(len, lists.values()))) == 1 and (known or not tables):
+            rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+            tables = {}
+        elif {"messages", "conversations"} & {*tables} or not tables:  # one row
+            rows, tables = [rows], {}
+    if split not in tables and (len(tables) > 1 or split != "train"):
+        raise DataError(f"{name} has no split {split!r}: choose one of {list(tables) or ['train']}")
+    rows = tables.get(split, [*tables.values(), rows][0])
+    return [r if isinstance(r, dict | list) else f"a JSON {type(r).__name__}" for r in rows]
 
 
 def _parse(data: bytes) -> dict | list | str:

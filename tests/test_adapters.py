@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, LoraModel
 from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
@@ -272,10 +272,23 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
     assert {oct(path.stat().st_mode)[-3:] for path in folder.iterdir()} == {"640"}
 
 
-def test_a_merge_that_answers_otherwise_is_refused(folders, tmp_path, monkeypatch):
+def test_a_merge_that_answers_otherwise_is_refused(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self: self.unload())
     assert adapters.main(["merge", str(folders["a"]), str(tmp_path / "merged")]) == 1
-    assert not (tmp_path / "merged").exists()
+    assert "are off by" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("end", ["lm_head", "word_embeddings"])
+def test_an_adapter_of_a_tied_end_is_merged_into_that_end_alone(end, tmp_path, tokenizer, prompts):
+    folder, merged = tmp_path / "adapter", tmp_path / "merged"
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules=["dense", end], init_lora_weights=False)
+    get_peft_model(loading.load_base(TINY), config).save_pretrained(folder)
+    assert adapters.main(["merge", str(folder), str(merged), "--dtype", "float32"]) == 0
+    ids = tokenizer(prompts[:1], return_tensors="pt")["input_ids"]
+    wanted = loading.load_adapter(loading.load_base(TINY), folder, TINY)(ids).logits
+    found = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):

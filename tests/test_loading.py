@@ -151,10 +151,22 @@ def lfs_pointer(folder):
             "4h_to_h.* not finite",
         ),
         (change("transformer.h.1.mlp.dense_4h_to_h.weight", lambda t: t.T), "another shape"),
+        (change("transformer.ln_f.weight", lambda t: t[:-1]), "another shape|ln_f|mismatch"),
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* could not be had"),
     ],
-    ids=["embedding", "norm", "half", "lfs", "nan", "inf", "transposed", "pickled", "no config"],
+    ids=[
+        "embedding",
+        "norm",
+        "half",
+        "lfs",
+        "nan",
+        "inf",
+        "transposed",
+        "cut",
+        "pickled",
+        "no config",
+    ],
 )
 def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(copied, spoil, words):
     profile, folder = copied

@@ -127,7 +127,11 @@ WHOLE_FILE = [
     ("columns.csv", b"ask,reply\na,b\n", "no known layout among its columns 'ask', 'reply'"),
     ("unquoted.csv", b"prompt,answer\na, b, c\n", "line 2: 3 fields where the header has 2"),
     ("head.csv", b'"a"b,answer\n"a"b,c\n', "head.csv, line 1: not CSV"),
-    ("two.json", b'{"en": [{"q": "a"}], "de": [{"q": "b"}]}', r"under \['en', 'de'\].*--split"),
+    (
+        "two.json",
+        b'{"en": [{"q": "a"}], "de": [{"q": "b"}]}',
+        r"no split 'train': choose one of \['en', 'de'\]",
+    ),
 ]
 
 # the bytes of the second row, what is wrong with it
