@@ -63,10 +63,8 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     text = ""
     with contextlib.suppress(OSError):
         text = Path(folder, "README.md").read_text("utf-8", "replace")
-    told, most = (
-        re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text),
-        model.config.max_position_embeddings,
-    )
+    told = re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text)
+    most = model.config.max_position_embeddings
     limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
     longest = most - limit
 

@@ -230,7 +230,7 @@ class FourBitProof:
 
 def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
-    within 0.5%. NotQuantizedError if not."""
+    within 0.5%. NotQuantizedError if not; ModelError for a weight of another shape."""
     states = [getattr(m.weight, "quant_state", None) for m in four_bit_layers(model).values()]
     states, wanted = list(filter(None, states)), memory.skeleton(model.config).layers
     if len(states) != len(wanted):

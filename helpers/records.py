@@ -179,9 +179,8 @@ def _pair(
         if any(row.get(column) not in (None, "") for column in prompts[1:]):
             raise DataError(f"{prompts[0]!r} is a conversation, which no other column can join")
         if answer:
-            last = (
-                last if isinstance(last, list) else [{"text": _text("" if last is None else last)}]
-            )
+            if not isinstance(last, list):
+                last = [{"text": _text("" if last is None else last)}]
             if not (last and isinstance(last[0], dict) and "role" in last[0]):
                 last = [{"role": "assistant", "content": last}]
             first = [*first, *last]
