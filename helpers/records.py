@@ -268,11 +268,13 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     ending, name = Path(path.name.lower().removesuffix(".gz")).suffix, path.name
     if ending not in READABLE and not os.path.exists(path):
         try:
-            return _of_table(str(path), load_dataset(str(path), config, split=split))
+            table = load_dataset(str(path), config, split=split).with_format("arrow")
         except Exception as error:  # of the hub, the network, a format: no base class in common
             reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
             wanted = f"no file and no hub data set {str(path)!r} (config {config}, split {split})"
             raise DataError(f"{wanted} can be read: {reason}") from error
+        at, columns = f"{path}, row", table.column_names
+        return at, columns, lambda needed, _: _rows(table.select_columns(needed).iter(BATCH))
     if not path.is_file() or ending not in READABLE:
         kind = "is a folder" if path.is_dir() else "is not here or ends otherwise"
         raise DataError(f"{str(path)!r} {kind}: name a file ending in {', '.join(READABLE)}")
@@ -290,7 +292,8 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     file.seek(0)
     if is_parquet:
         table = ParquetFile(path)
-        return at, table.schema_arrow.names, lambda needed, _: _parquet(table, needed)
+        columns = table.schema_arrow.names
+        return at, columns, lambda needed, _: _rows(table.iter_batches(BATCH, columns=needed))
     if is_csv:
         rows = _csv(name, file)
         return at, next(rows, []), lambda *_: _batches(rows)
@@ -320,14 +323,8 @@ def _columns(rows: Iterable) -> list[str]:
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
-def _of_table(name: str, table: Dataset) -> tuple[str, list[str], Callable]:
-    at, columns = f"{name}, row", table.column_names
-    return at, columns, lambda needed, _: _batches(enumerate(table.select_columns(needed), 1))
-
-
-def _parquet(table: ParquetFile, needed: list[str]) -> Iterator[list]:
-    batches = table.iter_batches(BATCH, columns=needed)  # no other column is read
-    return _batches(enumerate((row for batch in batches for row in batch.to_pylist()), 1))
+def _rows(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[list]:
+    return _batches(enumerate((row for table in tables for row in table.to_pylist()), 1))
 
 
 def _batches(rows: Iterator) -> Iterator[list]:

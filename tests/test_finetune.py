@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import TrainerCallback
 from helpers import checkpoints, loading, profiles, prompting, records, training
 from helpers.environment import ROOT
 from helpers.errors import TutorialError
+from tests.notebooks import python
 
 SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2, micro_batch=4)
 
@@ -41,10 +44,10 @@ def test_main_job_reaches_its_figures(main_job):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 tickets as a reader's own file."""
+    """60 tickets, some of them twice, as a reader's own file."""
     path = tmp_path_factory.mktemp("data") / "short.jsonl"
     lines = (records.TICKETS / "train.jsonl").read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:60]))
+    path.write_text("".join(lines[:60] + lines[:9]))
     return path
 
 
@@ -86,6 +89,18 @@ def same_end(a, b) -> None:
     assert losses[0] == losses[1] and any(loss[2] for loss in losses[0])
     name = "adapter/adapter_model.safetensors"
     assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_notebook_05s_recipe_ends_as_the_command_line(data, undisturbed, tmp_path):
+    training.write_recipe(tmp_path / "recipe.py")
+    script = (tmp_path / "recipe.py").read_text()
+    for name, value in {"DATA": str(data), "STEPS": 12, "OUTPUT": "out"}.items():
+        script = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value!r}", script, count=1)
+    (tmp_path / "recipe.py").write_text(script)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    outside = os.pathsep.join(path for path in paths if Path(path).name == "guard")
+    python("recipe.py", cwd=tmp_path, env=os.environ | {"PYTHONPATH": outside}, check=True)
+    same_end(tmp_path / "out", undisturbed)
 
 
 def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):

@@ -296,7 +296,7 @@ def hub(tmp_path, monkeypatch):
     in their columns; every name on the hub leads to its folder."""
     configs = "".join(f"- config_name: {c}\n  data_files: '{c}*.parquet'\n" for c in ("en", "de"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    images = [{"bytes": b"no image", "path": None}] * 20
+    images = [{"bytes": b"\xff no image", "path": None}] * 20
     rows = Dataset.from_dict({"prompt": [*"abcdefghijklmnopqrst"], "answer": ["7"] * 20})
     rows = rows.add_column("image", images).cast_column("image", datasets.Image())
     rows.to_parquet(tmp_path / "en.parquet")
@@ -317,6 +317,14 @@ def test_hub_data_sets(hub):
     data = records.read_records("me/set", config="en", split="train[:10%]")
     assert data["place"][:] == ["me/set, row 1", "me/set, row 2"]
     assert data.info.description.endswith("not used: 'image'")
+    fails(
+        "row 1: the answer is not UTF-8",
+        records.read_records,
+        "me/set",
+        "prompt",
+        "image",
+        config="en",
+    )
 
 
 def test_the_network_is_told(monkeypatch, tmp_path):

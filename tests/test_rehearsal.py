@@ -40,7 +40,8 @@ def bits(weight: torch.Tensor, blocksize: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_fast_quantizer_gives_the_bits_of_bitsandbytes(dtype):
+def test_the_fast_quantizer_gives_the_bits_of_bitsandbytes(dtype, monkeypatch):
+    monkeypatch.setattr(fast_nf4, "CHUNK", 2**11)
     info, size = torch.finfo(dtype), (fast_nf4.CHUNK // 128 + 2, 128)  # more than one chunk
     uniform = torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     on_bounds = torch.tensor(fast_nf4.bounds())[torch.arange(uniform.numel()).view(size) % 15]
