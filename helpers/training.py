@@ -288,7 +288,8 @@ def write_recipe(path: str) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
-    form = re.sub(r"  # @param.*", "", form.replace("# @title ", "# "))
+    unread = r"(?m)^(PROFILE|RESUME|DRIVE|PUSH) = .*\n?|  # @param.*"
+    form = re.sub(unread, "", form.replace("# @title ", "# "))
     changes = {"data/tickets/train.jsonl": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
         tiny = profiles.PROFILES["tiny"].model_path

@@ -33,7 +33,9 @@ def scrubbed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        cell.metadata = {k: cell.metadata[k] for k in ("tags", "jupyter") if k in cell.metadata}
+        cell.metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        if "solution" in cell.metadata.get("tags", []):  # folded; in Colab by its @title
+            cell.metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
         kept = []
         for output in cell.get("outputs", []):
             if is_log_or_bar(output):
