@@ -230,13 +230,10 @@ def run(
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
         if count < batch:
             raise DataError(f"a step takes {batch} examples and train has {count}: add data")
-        state.print(
-            ", ".join(f"{len(split):,} {name}" for name, split in splits.items()), "examples"
-        )
-        each = (
-            f"each with {mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
-        )
-        state.print(f"processes: {state.num_processes}, {each}")
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+        state.print(sizes, "examples")
+        each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
+        state.print(f"processes: {state.num_processes}, each with {each}")
         model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
         state.print(
@@ -245,12 +242,10 @@ def run(
         )
         model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
         scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-        scoring, limit = scoring and state.is_main_process, profile.max_new_tokens
+        scoring, limits = scoring and leads, (profile.max_new_tokens, profile.eval_batch)
 
         def score(when: str, rows: Dataset) -> list[str]:
-            answers = prompting.generate(
-                model, tokenizer, rows["prompt"], limit, profile.eval_batch
-            )
+            answers = prompting.generate(model, tokenizer, rows["prompt"], *limits)
             scores[when] = evaluation.score(answers, rows["answer"])
             return answers
 
@@ -262,10 +257,9 @@ def run(
         rows = encoded["train"], encoded["validation"]
         training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
         if loading.base_fingerprint(model) != fingerprint:
-            raise NotQuantizedError(
-                "the 4-bit base changed in training: report this with its versions"
-            )
-        if not state.is_main_process:
+            wrong = "the 4-bit base changed in training: report this with its versions"
+            raise NotQuantizedError(wrong)
+        if not leads:
             return None
         if scoring:
             after = score("after", splits["test"])
@@ -274,8 +268,8 @@ def run(
         record = save(model, tokenizer, profile, seed, proof, training, output, data=data, **scores)
         if scoring:
             report(record, splits["test"], before=before, after=after)
-            if cut := prompting.cut_off(tokenizer, after, limit):
-                print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
+            if cut := prompting.cut_off(tokenizer, after, limits[0]):
+                print(f"{cut} of {len(after)} answers reach their limit of {limits[0]} tokens")
         trained = f"trained {record['steps']} steps in {record['train_seconds']:.0f} s"
         print(f"{trained}; adapter and results.json: {output}")
         return record
