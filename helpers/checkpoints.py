@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import shutil
 import signal
 import threading
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.utils import is_notebook
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_utils import sort_checkpoints
 
 from helpers import plotting
 from helpers.environment import write_text, writing
@@ -86,15 +86,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def found_in(folder: Path) -> list[Path]:
-    """The folders of the checkpoints in a folder, sound or not."""
-    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name)]
-
-
 def remove_all(folder: Path) -> None:
     """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
-    for path in found_in(folder):
+    for path in sort_checkpoints(folder):
         shutil.rmtree(path)
 
 
@@ -103,20 +97,20 @@ def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | N
 
     `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
     sound. TutorialError that names what differs if the newest sound one is of another run."""
-    found = found_in(folder)
-    sound = [path for path in sorted(found, key=step_of, reverse=True) if is_sound(path)]
+    found = list(map(Path, sort_checkpoints(folder)))
+    sound = [path for path in found if is_sound(path)]
     if sound:
-        theirs = json.loads((sound[0] / MARKER).read_text())["run"]
+        theirs = json.loads((sound[-1] / MARKER).read_text())["run"]
         other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
         told = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
         if told:
             raise TutorialError(
-                f"{sound[0].name} belongs to another run ({'; '.join(told)}): choose another "
+                f"{sound[-1].name} belongs to another run ({'; '.join(told)}): choose another "
                 "output folder, or start anew without resuming"
             )
     for path in set(found) - set(sound) if remove else ():
         shutil.rmtree(path)
-    return sound[0] if sound else None
+    return sound[-1] if sound else None
 
 
 def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
