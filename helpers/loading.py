@@ -48,11 +48,6 @@ ADVICE = {  # what an error says: what to do
 }
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or what kind of error it is."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def check_files(folder: str | Path) -> None:
     """OSError or ValueError unless the files in `folder` can be read and are no Git LFS pointers;
     the libraries call such files missing, or damaged."""
@@ -64,20 +59,26 @@ def check_files(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def fetching(what: str, profile: Profile) -> Iterator[None]:
-    """ModelError with advice for whatever goes wrong while `what` of the profile's model is fetched
-    or read."""
-    what += f" of {profile.model!r}"
+def explained(kind: type[TutorialError], what: str, advice: str = "") -> Iterator[None]:
+    """An error of this kind, with advice, for whatever goes wrong while `what` is read."""
     try:
-        if Path(profile.model_path).is_dir():
-            check_files(profile.model_path)
         yield
     except (TutorialError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # errors of network, hub, disk and files share no base class
+    except Exception as error:  # of network, hub, disk, files and peft: no base class in common
         text = f"{error!r} {type(error.__cause__).__name__}"
-        advice = next(advice for words, advice in ADVICE.items() if words in text)
-        raise ModelError(f"{what} could not be had ({first_line(error)}): {advice}") from error
+        advice = advice or next(advice for words, advice in ADVICE.items() if words in text)
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise kind(f"{what} cannot be used ({said}): {advice}") from error
+
+
+@contextlib.contextmanager
+def fetching(what: str, profile: Profile) -> Iterator[None]:
+    """ModelError if `what` of the profile's model cannot be fetched or read."""
+    with explained(ModelError, f"{what} of {profile.model!r}"):
+        if Path(profile.model_path).is_dir():
+            check_files(profile.model_path)
+        yield
 
 
 def load_config(profile: Profile) -> transformers.PretrainedConfig:
@@ -315,18 +316,10 @@ def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
     return model.requires_grad_(False).eval()
 
 
-@contextlib.contextmanager
-def using(folder: str | Path) -> Iterator[None]:
+def using(folder: str | Path) -> contextlib.AbstractContextManager:
     """AdapterError for whatever goes wrong with the adapter in `folder`."""
-    try:
-        yield
-    except (TutorialError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # peft, safetensors, json and the file system share no base class
-        raise AdapterError(
-            f"the adapter in {str(folder)!r} cannot be used ({first_line(error)}): name the folder "
-            "that save_adapter wrote, or train it again on this base"
-        ) from error
+    advice = "name the folder that save_adapter wrote, or train it again on this base"
+    return explained(AdapterError, f"the adapter in {str(folder)!r}", advice)
 
 
 def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
@@ -354,7 +347,8 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
                 raise ValueError(f"{key} is {entries.get(key)!r}")
         base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
-            raise ValueError(f"its base is {base!r} (revision {revision}), not {profile.model!r}")
+            same = "if they are the same model, write this name into its adapter_config.json"
+            raise ValueError(f"its base is {base!r} ({revision}), not {profile.model!r}; {same}")
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)

@@ -88,6 +88,9 @@ def fine_tune(
     folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
     with checkpoints.only_run_in(Path(output)) if leads else contextlib.nullcontext():
         newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
+        if newest and checkpoints.step_of(newest) > profile.max_steps:
+            past = f"{newest.name} is past the {profile.max_steps} steps of this run"
+            raise TutorialError(f"{past}: give more steps, or start anew without resuming")
         if newest:
             state.print(f"resuming from {newest.name}")
         elif resume:

@@ -228,7 +228,7 @@ BROUGHT = {
     "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
     "PiSSA": ({"init_lora_weights": "pissa"}, None, "pissa changes its base"),
     "another base": ({"base_model_name_or_path": "gpt2"}, None, "its base is 'gpt2'"),
-    "another revision": ({"revision": "abc"}, None, r"\(revision abc\), not 'data/tiny-falcon'"),
+    "another revision": ({"revision": "abc"}, None, r"\(abc\), not 'data/tiny-falcon'; if they"),
     "config cut off": (lambda c: json.dumps(c)[:20], None, "cannot be used"),
     "config is a list": (lambda c: "[]", None, "its method is not told"),
 }

@@ -160,6 +160,14 @@ def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
     assert process.returncode == 1
 
 
+def test_a_checkpoint_past_the_steps_of_the_run_is_told(tokenizer, encoded, tmp_path):
+    folder = tmp_path / "checkpoints" / "checkpoint-7"
+    folder.mkdir(parents=True)
+    checkpoints.mark_complete(folder, checkpoints.run_identity(SHORT, encoded, 0))
+    with pytest.raises(TutorialError, match="checkpoint-7 is past the 6 steps of this run: give"):
+        training.fine_tune(None, tokenizer, encoded, SHORT, tmp_path, resume=True)
+
+
 def test_a_checkpoint_is_sound_only_whole(tmp_path):
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
