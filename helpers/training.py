@@ -237,7 +237,8 @@ def run(
         state.print(sizes, "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         state.print(f"processes: {state.num_processes}, each with {each}")
-        model = loading.load_base(profile, str(state.device), cache)
+        with state.main_process_first():  # which makes the 4-bit copy, if one is to be kept
+            model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
         state.print(
             f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, "

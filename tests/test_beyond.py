@@ -42,6 +42,8 @@ def two_processes(folder: Path) -> None:
     DataCollatorForSeq2Seq.__call__ = recording
     fine_tune(folder / "trained")
     DataCollatorForSeq2Seq.__call__ = collate
+    one = replace(SHORT, max_steps=1)
+    training.run(one, output=folder / "cached", scoring=False, cache=str(folder / "copies"))
 
     os.environ["ACCELERATE_USE_FSDP"] = "true"  # as `accelerate launch --use_fsdp` does
     model = Accelerator(cpu=True).prepare(loading.attach_lora(loading.load_base(SHORT), SHORT))
@@ -90,6 +92,7 @@ def same_course(output: Path, other: Path) -> None:
 
 def test_two_processes_do_what_one_does(several, alone):
     output, rows = alone
+    assert len(list((several / "copies").iterdir())) == 1  # of the 4-bit base, made by one of them
     same_course(several / "trained", output)
     names = {path.name for path in (several / "trained").glob("checkpoints/checkpoint-12/*")}
     extra = names ^ {path.name for path in output.glob("checkpoints/checkpoint-12/*")}
