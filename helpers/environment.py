@@ -5,6 +5,7 @@ The setup cell imports this before anything is installed: only the standard libr
 import argparse
 import contextlib
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -190,9 +191,12 @@ def not_empty(text: str) -> str:
 
 
 def exit_status(work: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C."""
+    """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C. Of
+    several processes the first alone reports, and each tells its errors."""
+    rank = os.environ.get("RANK", "0")
     try:
-        work()
+        with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
+            work()
         return 0
     except (TutorialError, MemoryError, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
@@ -200,6 +204,5 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
             text = MEMORY_RAN_OUT
         if isinstance(error, KeyboardInterrupt):
             text, status = f"\n{str(error) or interrupted}", 130
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first alone prints
-            print(text, file=sys.stderr)
+        print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
         return status

@@ -156,7 +156,8 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
     if cache:
         stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
         files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        decides = f"{options} {transformers.__version__} {torch.__version__} {files}"
+        commit = getattr(load_config(profile), "_commit_hash", None)  # of a branch, which moves
+        decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
         if not copy.exists():

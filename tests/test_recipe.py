@@ -59,13 +59,14 @@ def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):
     with (tmp_path / "faq.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "question", "reply"])
-        rows.writerows([n, f'Where is "{n}", please?', f"On shelf {n % 9}."] for n in range(60))
+        # answers that a JSON reader would make dates of
+        rows.writerows([n, f'When is "{n}", please?', f"2026-01-{n % 9 + 10}"] for n in range(60))
     monkeypatch.setenv("QLORA_RUNS", str(tmp_path))
     book = nbformat.read(PATH, as_version=4)
     form = next(cell for cell in book.cells if "recipe" in cell.metadata.get("tags", ()))
     form.source += f"\nDATA, STEPS = {str(tmp_path / 'faq.csv')!r}, 8"
     (slow,) = [cell for cell in book.cells if "claim-use-recipe" in tags(cell)]
-    slow.source = "import json"  # which an exercise needs; the rest has rows of its own
+    slow.source = ""  # it has rows of its own
     form.source += "\nPROMPT_COLUMN, ANSWER_COLUMN, OUTPUT = 'question', 'reply', 'own'"
     NotebookClient(book, resources={"metadata": {"path": str(PATH.parent)}}).execute()
     printed = "".join(o.get("text", "") for c in book.cells for o in c.get("outputs", ()))

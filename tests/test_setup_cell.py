@@ -205,3 +205,13 @@ def test_what_stands_there_stays_if_its_exchange_fails(tmp_path):
     with pytest.raises(TutorialError, match="not be written"), environment.replace_folder(old) as p:
         p.rmdir()
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_of_several_processes_the_first_reports_and_each_tells_its_errors(monkeypatch, capsys):
+    def work():
+        print("a report")
+        raise TutorialError("the card is full")
+
+    monkeypatch.setenv("RANK", "1")
+    assert environment.exit_status(work) == 1
+    assert capsys.readouterr() == ("", "process 1: TutorialError: the card is full\n")
