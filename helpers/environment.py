@@ -198,6 +198,9 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
             work()
         return 0
+    except BrokenPipeError:  # whoever reads has enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (TutorialError, MemoryError, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
         if isinstance(error, MemoryError):

@@ -86,7 +86,8 @@ def known_config(model: str) -> Config:
             entries.setdefault("new_decoder_architecture", "num_kv_heads" in entries)
             entries["model_type"] = "falcon"
         config = AutoConfig.for_model(**entries)
-        skeleton(config)
+        if not skeleton(config).layers:
+            raise ValueError("it has no layers")
     except Exception as error:  # each model's code refuses in its own way
         raise ModelError(
             f"{model!r} is no config of a causal language model ({type(error).__name__}): give a "
@@ -327,7 +328,14 @@ def plan(
     one layer; what the second needs more is in `activations`. Gradients are counted as held
     throughout, as accumulation does. ModelError for a family that is not MODELLED, TutorialError
     for an unknown name."""
-    check(config, profile, method, attention)
+    if config.model_type not in MODELLED:
+        families = ", ".join(MODELLED)
+        raise ModelError(f"{config.model_type!r} is not modelled: plan for one of {families}")
+    one_of("method", method, METHODS)
+    one_of("attention implementation", attention, ATTENTIONS)
+    one_of("optimizer", profile.optimizer, OPTIMIZERS)
+    for name in profile.target_modules:
+        one_of("target module", name, tuple(linear_shapes(config)))
     (compute, stream), held = widths(profile, method), stored(config, profile, method)
     kept = kept_activations(config, profile, method, attention)
     layer = layer_activations(config, profile, method, attention)
@@ -356,18 +364,6 @@ def plan(
         context=CUDA_CONTEXT if gpu else 0,
         reserve=int(RESERVE * (activations + logits)) if gpu else 0,
     )
-
-
-def check(config: Config, profile: Profile, method: str, attention: str) -> None:
-    """ModelError or TutorialError unless the arguments of `plan` can be planned with."""
-    if config.model_type not in MODELLED:
-        families = ", ".join(MODELLED)
-        raise ModelError(f"{config.model_type!r} is not modelled: plan for one of {families}")
-    one_of("method", method, METHODS)
-    one_of("attention implementation", attention, ATTENTIONS)
-    one_of("optimizer", profile.optimizer, OPTIMIZERS)
-    for name in profile.target_modules:
-        one_of("target module", name, tuple(linear_shapes(config)))
 
 
 def fits(planned: MemoryPlan, gpu: str) -> bool:
@@ -432,8 +428,8 @@ def main(arguments: list[str] | None = None) -> int:
     option("--batch", type=whole_number(), default=1, help="examples in a forward pass; default 1")
     option("--length", type=whole_number(2), default=512, help="tokens an example; default 512")
     option("--rank", type=whole_number(), default=16, help="of the adapters; default 16")
-    option("--optimizer", default="paged_adamw_8bit", help=f"one of {', '.join(OPTIMIZERS)}")
-    option("--attention", default="sdpa", help=f"one of {', '.join(ATTENTIONS)}; default sdpa")
+    option("--optimizer", choices=OPTIMIZERS, default="paged_adamw_8bit", help="default 8 bits")
+    option("--attention", choices=ATTENTIONS, default="sdpa", help="default sdpa")
     option("--examples", type=whole_number(), default=512, help="to learn from; default 512")
     option("--no-checkpointing", action="store_true", help="keep activations, recompute none")
     args = parser.parse_args(arguments)

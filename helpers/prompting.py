@@ -57,9 +57,23 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     if len(too_long) == len(lengths):
         raise DataError(
             f"all {len(lengths)} examples are longer than max_length={max_length} tokens (the "
-            f"shortest has {min(lengths, default=0)}): raise max_length or shorten the texts"
+            f"shortest has {min(lengths, default=0)}): shorten them, or take a larger profile"
         )
     return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
+
+
+def encode_splits(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict, dict]:
+    """(splits, encoded splits) without the rows that are too long, which are told."""
+    splits, encoded = dict(splits), {}
+    for name, rows in splits.items():
+        try:
+            encoded[name], too_long = encode(rows, tokenizer, max_length)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        if too_long:
+            print(f"{name}: {len(too_long)} rows longer than {max_length} tokens are left out")
+            splits[name] = rows.select(sorted(set(range(len(rows))) - set(too_long)))
+    return splits, encoded
 
 
 def answer_limit(encoded: Dataset) -> int:

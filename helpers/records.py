@@ -105,7 +105,7 @@ def read_records(
             except DataError as error:
                 bad.append(Dropped(place, str(error)))
                 if dropped is None:
-                    way_on = "correct it, or leave such rows out with --drop-bad-rows (dropped=[])"
+                    way_on = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
                     raise DataError(f"{place}: {error}; {way_on}") from None
         return pa.Table.from_pylist(good, SCHEMA)  # takes less memory than a list
 
@@ -138,9 +138,11 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         if {*prompts, firsts[0], last or firsts[0]} <= set(columns):
             break
     else:
-        wanted = " and ".join(map(repr, [*prompts, *filter(None, [answer])])) or "known layout"
+        missing = [column for column in (*prompts, answer) if column and column not in columns]
+        wanted = " and ".join(map(repr, missing)) or "known layout"
         found = f"{name} has no {wanted} among its columns {', '.join(map(repr, columns))[:300]}"
-        raise DataError(f"{found}: choose with --prompt-column and --answer-column")
+        way_on = "name its columns (--prompt-column, --answer-column; PROMPT_COLUMN, ANSWER_COLUMN)"
+        raise DataError(f"{found}: {way_on}")
     if not last and prompts[1:]:
         raise DataError("several prompt columns need an answer: name it with --answer-column")
     if twice := Counter([*firsts, last]) - Counter({*firsts, last}):
@@ -492,13 +494,12 @@ def inspect_data(train: Dataset, test: Dataset, dropped: Sequence[Dropped] = ())
 
 
 def own_splits(
-    source: str | Path, drop_bad_rows: bool = False, seed: int = 0, least: int = 1, **options
+    data: Dataset, dropped: Sequence[Dropped] | None = None, seed: int = 0, least: int = 1
 ) -> dict[str, Dataset]:
-    """Your own data as train (`least` rows or more), validation and test, by `read_records`, which
-    gets the `options`, and twice `split_records`; what was found in it is printed."""
-    dropped = []
-    data = read_records(source, dropped=dropped if drop_bad_rows else None, **options)
+    """What `read_records` read and dropped as train (`least` rows or more), validation and test, by
+    twice `split_records`; what was found in it is printed."""
     print(data.info.description)
+    dropped = list(dropped or ())
     rest, test = split_records(data, seed, _enough(least), dropped)
     train, validation = split_records(rest, seed, least, dropped)
     print(inspect_data(train, test, dropped).to_string())

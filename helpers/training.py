@@ -87,12 +87,11 @@ def fine_tune(
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
     folder, identity = Path(output) / "checkpoints", checkpoints.run_identity(profile, train, seed)
     with checkpoints.only_run_in(Path(output)) if leads else contextlib.nullcontext():
-        newest = checkpoints.newest_checkpoint(folder, identity, remove=leads) if resume else None
-        if newest and checkpoints.step_of(newest) > profile.max_steps:
-            past = f"{newest.name} is past the {profile.max_steps} steps of this run"
-            raise TutorialError(f"{past}: give more steps, or start anew without resuming")
+        steps = profile.max_steps
+        newest = checkpoints.newest_checkpoint(folder, identity, steps, leads) if resume else None
         if newest:
-            state.print(f"resuming from {newest.name}")
+            left = steps - checkpoints.step_of(newest)
+            state.print(f"resuming from {newest.name}, {left} steps are left")
         elif resume:
             state.print("no sound checkpoint: starting anew")
         if leads and not newest:
@@ -173,20 +172,6 @@ def save(
     return record
 
 
-def encode(splits: dict[str, Dataset], tokenizer, max_length: int) -> tuple[dict, dict]:
-    """(splits, encoded splits) without the rows that are too long, which are told."""
-    splits, encoded = dict(splits), {}
-    for name, rows in splits.items():
-        try:
-            encoded[name], too_long = prompting.encode(rows, tokenizer, max_length)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
-        if too_long:
-            print(f"{name}: {len(too_long)} rows longer than {max_length} tokens are left out")
-            splits[name] = rows.select(sorted(set(range(len(rows))) - set(too_long)))
-    return splits, encoded
-
-
 def report(record: dict, test: Dataset, **answers: Sequence[str]) -> None:
     """Print three prompts, shortened, with their answers by name; then the scores."""
     for i, row in enumerate(test.select(range(min(3, len(test))))):
@@ -222,12 +207,13 @@ def run(
             "leave --use_fsdp out; notebook 08 shows how one model is spread"
         )
     mine = checkpoints.share(profile, state.num_processes)
-    output = Path(output) if output else environment.runs_folder() / profile.name
+    output = Path(output).expanduser() if output else environment.runs_folder() / profile.name
     environment.check_writable(output)
     leads = state.is_main_process
     with checkpoints.only_run_in(output) if leads else contextlib.nullcontext():
         tokenizer = loading.load_tokenizer(profile)
-        splits, encoded = encode(splits or records.ticket_splits(), tokenizer, profile.max_length)
+        splits = splits or records.ticket_splits()
+        splits, encoded = prompting.encode_splits(splits, tokenizer, profile.max_length)
         # an answer may take as many tokens as the longest in train, and a few more
         profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
@@ -237,6 +223,9 @@ def run(
         state.print(sizes, "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         state.print(f"processes: {state.num_processes}, each with {each}")
+        if resume:  # another run's checkpoint is told before the base is loaded
+            identity = checkpoints.run_identity(profile, encoded["train"], seed)
+            checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)
         with state.main_process_first():  # which makes the 4-bit copy, if one is to be kept
             model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
@@ -286,7 +275,7 @@ def write_recipe(path: str) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
-    unread = r"(?m)^(PROFILE|RESUME|DRIVE|PUSH) = .*\n?|  # @param.*"
+    unread = r"(?m)^(PROFILE|DROP_BAD_ROWS|RESUME|DRIVE|PUSH) = .*\n?|  # @param.*"
     form = re.sub(unread, "", form.replace("# @title ", "# "))
     changes = {"data/tickets/train.jsonl": str(records.TICKETS / "train.jsonl")}
     if not torch.cuda.is_available():
@@ -294,7 +283,10 @@ def write_recipe(path: str) -> None:
         changes |= {profiles.FALCON_7B: tiny, profiles.FALCON_7B_REVISION: ""}
     for old, new in changes.items():
         form = form.replace(f'"{old}"', repr(new))
+    if Path(path).exists():
+        raise TutorialError(f"{str(path)!r} is there already: name a new file")
     environment.write_text(Path(path), "\n\n\n".join([form, *others]) + "\n")
+    print(f"written: {path}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -318,7 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cache-4bit", type=name, metavar="DIR", help="keep the quantized base in DIR")
     add("--no-scoring", action="store_true", help="train and save only")
     add("--write-recipe", type=name, metavar="FILE", help="write notebook 05's recipe, and end")
-    args = parser.parse_args(arguments)
+    args, columns = parser.parse_args(arguments), ("prompt_column", "answer_column")
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    if args.write_recipe and len(given) > 1:
+        parser.error("--write-recipe takes no other option: the script has a form")
+    if not args.data and given & {*columns, "split", "config", "drop_bad_rows"}:
+        parser.error("columns, split, config and --drop-bad-rows are of --data: name it")
 
     def work() -> None:
         if args.write_recipe:
@@ -328,11 +325,12 @@ def main(arguments: list[str] | None = None) -> int:
         profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
         splits, data = None, "data/tickets"
         if args.data:
-            names = "prompt_column answer_column split config drop_bad_rows seed".split()
-            options = {name: getattr(args, name) for name in names}
-            options["least"] = profile.micro_batch * profile.accumulation
+            options = {name: getattr(args, name) for name in (*columns, "split", "config")}
             options["special_tokens"] = loading.load_tokenizer(profile).all_special_tokens
-            splits, data = records.own_splits(args.data, **options), Path(args.data).name
+            dropped = [] if args.drop_bad_rows else None
+            rows = records.read_records(args.data, dropped=dropped, **options)
+            least = profile.micro_batch * profile.accumulation
+            splits, data = records.own_splits(rows, dropped, args.seed, least), Path(args.data).name
         scoring, cache = not args.no_scoring, args.cache_4bit
         run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)
 

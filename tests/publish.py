@@ -20,7 +20,7 @@ def linked(text: str) -> list[str]:
 def publish(owner: str = "", repo: str = "qlora-by-hand") -> None:
     """Replace the placeholder and the address in the setup cell; SystemExit for a wrong name."""
     new = f"{owner}/{repo}"
-    if not re.fullmatch(r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[\w.-]*\w", new, re.ASCII):
+    if not re.fullmatch(r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[\w.-]*\w(?<!\.git)", new, re.ASCII):
         sys.exit(f"{new} cannot be on GitHub: make publish OWNER=account [REPO=name]")
     files = [path for kind in KINDS for path in ROOT.glob(kind) if path.is_file()]
     texts = {path: path.read_bytes().decode("utf-8") for path in files}

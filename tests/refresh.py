@@ -85,8 +85,8 @@ if __name__ == "__main__":
         sys.exit(f"scrubbed {', '.join(dropped)}: look at the difference" if dropped else 0)
     numbers = [argument for argument in sys.argv[1:] if argument != "--setup-cell"]
     chosen = [path for path in NOTEBOOKS if not numbers or path.name[:2] in numbers]
-    if not chosen:
-        sys.exit(f"no notebook matches {numbers}: choose of {[p.name[:2] for p in NOTEBOOKS]}")
+    if wrong := set(numbers) - {path.name[:2] for path in NOTEBOOKS}:
+        sys.exit(f"no notebook {sorted(wrong)}: choose of {[p.name[:2] for p in NOTEBOOKS]}")
     if "--setup-cell" in sys.argv:
         replaced = [path.name for path in chosen if changed(path, with_setup_cell(path))]
         sys.exit(print("setup cell replaced in", ", ".join(replaced) or "no notebook"))

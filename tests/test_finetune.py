@@ -164,7 +164,7 @@ def test_a_checkpoint_past_the_steps_of_the_run_is_told(tokenizer, encoded, tmp_
     folder = tmp_path / "checkpoints" / "checkpoint-7"
     folder.mkdir(parents=True)
     checkpoints.mark_complete(folder, checkpoints.run_identity(SHORT, encoded, 0))
-    with pytest.raises(TutorialError, match="checkpoint-7 is past the 6 steps of this run: give"):
+    with pytest.raises(TutorialError, match=r"checkpoint-7 .* \(this one ends at step 6\): choose"):
         training.fine_tune(None, tokenizer, encoded, SHORT, tmp_path, resume=True)
 
 
@@ -172,11 +172,11 @@ def test_a_checkpoint_is_sound_only_whole(tmp_path):
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
     (folder / "weights").write_bytes(b"12345")
-    assert checkpoints.newest_checkpoint(tmp_path, {}) is None  # as if the save was cut off
+    assert checkpoints.newest_checkpoint(tmp_path, {}, 5) is None  # as if the save was cut off
     checkpoints.mark_complete(folder, {})
-    assert checkpoints.newest_checkpoint(tmp_path, {}) == folder
+    assert checkpoints.newest_checkpoint(tmp_path, {}, 5) == folder
     (folder / "weights").write_bytes(b"1234")
-    assert checkpoints.newest_checkpoint(tmp_path, {}) is None
+    assert checkpoints.newest_checkpoint(tmp_path, {}, 5) is None
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +236,9 @@ BAD_OPTIONS = [
     ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or one of"),
     ("--profile colab-t4", 1, "profile 'colab-t4' needs a GPU and none was found"),
     ("--data gone.csv", 1, "DataError: .*gone.csv"),
+    ("--split test", 2, "are of --data: name it"),
+    ("--write-recipe r.py --seed 1", 2, "takes no other option"),
+    ("--write-recipe README.md", 1, "'README.md' is there already: name a new file"),
     ("--output /proc/nowhere", 1, "'/proc/nowhere' could not be written .*: choose another"),
 ]
 

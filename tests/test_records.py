@@ -270,7 +270,7 @@ def test_columns_by_name(read, tmp_path):
     data = read("d.json", rows, ["b", "a", "c"], "d")
     assert pairs(data) == [("7\nx", "y")]
     assert data.info.description == "b + a + c -> d; 1 values written as JSON text"
-    fails("has no 'e' and 'd' among its columns 'a', 'b'", read, "d.json", rows, "e", "d")
+    fails("has no 'e' among its columns 'a', 'b'", read, "d.json", rows, "e", "d")
     fails("the same column 'd'", read, "d.json", rows, ["a", "d"], "d")
     fails("an answer: name it", read, "d.jsonl", b'{"a": "x", "b": "y"}\n' * 2, ["a", "b"])
     Dataset.from_list([{"talk": CHAT, "n": 1}]).to_parquet(tmp_path / "d.parquet")
@@ -371,9 +371,9 @@ def test_own_splits_say_what_they_found(tmp_path, capsys, monkeypatch):
     lines = [as_line(f"{i % 40}", f"{i}") for i in range(100)] + [as_line("x", "")]
     (tmp_path / "d.jsonl").write_bytes(b"".join(lines))
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = {"source": "~/d.jsonl", "drop_bad_rows": True}
-    fails("give at least 109$", records.own_splits, **options, least=90)
-    splits = records.own_splits(**options, least=32)
+    data = records.read_records("~/d.jsonl", dropped=(dropped := []))
+    fails("give at least 109$", records.own_splits, data, dropped, least=90)
+    splits = records.own_splits(data, dropped, least=32)
     assert [len(splits[name]) for name in ("validation", "test")] == [3, 4]
     said = capsys.readouterr().out
     for line in ("read as prompt and answer", "the answer is empty", "repeats a held-out prompt"):

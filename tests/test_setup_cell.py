@@ -18,6 +18,7 @@ from tests.publish import KINDS, PLACEHOLDER, linked
 
 CELL = SETUP_CELL.read_text(encoding="utf-8")
 FAKE_COLAB = ROOT / "tests" / "fake_colab"
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 COLAB_ADDS = ["bitsandbytes", "loralib"]  # what googlecolab/backend-info does not list
 
 
@@ -215,3 +216,10 @@ def test_of_several_processes_the_first_reports_and_each_tells_its_errors(monkey
     monkeypatch.setenv("RANK", "1")
     assert environment.exit_status(work) == 1
     assert capsys.readouterr() == ("", "process 1: TutorialError: the card is full\n")
+
+
+def test_a_reader_that_has_enough_ends_the_work_in_silence():
+    program = "from helpers.environment import exit_status as do; do(lambda: print(' ' * 10**7))"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **PIPES)
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == b"" and process.wait() == 0
