@@ -5,6 +5,7 @@ are read by pyarrow; the rest by Python's json and csv, since the faster readers
 (007, NA, dates, the keys of objects)."""
 
 import csv
+import datetime
 import gzip
 import io
 import itertools
@@ -15,8 +16,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from uuid import UUID
 
 import pandas as pd
 import pyarrow as pa
@@ -54,6 +57,7 @@ BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
 AS_JSON = (dict, list, bool, int, float)
+WRITTEN = (str, datetime.date, datetime.time, datetime.timedelta, Decimal, UUID)  # as str() does
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what growing arrays give back
@@ -205,12 +209,14 @@ def _pair(
 
 
 def _text(value: object) -> str:
-    """A value as text: dates, decimals and the like as Python writes them."""
+    """A value as text; DataError for what is none, such as an image."""
     if isinstance(value, AS_JSON):
         return json.dumps(value, ensure_ascii=False, default=_text)
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    return str(value)
+    if isinstance(value, WRITTEN):
+        return str(value)
+    raise DataError(f"a value of type {type(value).__name__} is no text")
 
 
 def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
