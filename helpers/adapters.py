@@ -85,7 +85,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     with contextlib.suppress(EOFError):  # Ctrl-D
         for line in answer_lines(lines, answer, problem, 1 if typing else batch):
             if not typing:
-                print(line.replace("\n", "\\n"), flush=True)
+                print("\\n".join(line.splitlines()), flush=True)
             if prompting.cut_off(tokenizer, [line], limit):
                 print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
 
@@ -151,17 +151,17 @@ def main(arguments: list[str] | None = None) -> int:
     asking.description = "Blank lines are skipped; a line break in an answer is printed as \\n."
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")
     exporting = commands.add_parser("export", help="write one GGUF file, for llama.cpp and Ollama")
-    names, name = ", ".join(profiles.PROFILES), environment.not_empty
+    names = ", ".join(profiles.PROFILES)
     for command in (asking, merging, exporting):
-        command.add_argument("adapter", type=name, help="for instance runs/tiny/adapter")
+        command.add_argument("adapter", help="for instance runs/tiny/adapter")
         command.add_argument("--profile", help=f"auto or one of {names}; default: by its base")
     size = environment.whole_number()
     asking.add_argument("--batch", type=size, default=1, help="lines at a time")
     asking.set_defaults(work=lambda a, p: ask(a.adapter, p, a.batch))
-    merging.add_argument("folder", type=name, help="a new one")
+    merging.add_argument("folder", help="a new one")
     merging.add_argument("--dtype", choices=profiles.DTYPES, default="bfloat16")
     merging.set_defaults(work=lambda a, p: merge(a.adapter, a.folder, p, getattr(torch, a.dtype)))
-    exporting.add_argument("file", type=name, help="its name, usually with .gguf at the end")
+    exporting.add_argument("file", help="its name, usually with .gguf at the end")
     exporting.add_argument("--type", choices=("f32", "bf16", "q8_0"), default="bf16")
     exporting.set_defaults(work=lambda a, p: export(a.adapter, a.file, p, a.type))
     args = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import shutil
 import signal
 import threading
@@ -21,7 +22,6 @@ from filelock import FileLock, Timeout
 from huggingface_hub.utils import is_notebook
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_utils import sort_checkpoints
 
 from helpers import plotting
 from helpers.environment import write_text, writing
@@ -86,9 +86,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def found_in(folder: Path) -> list[Path]:
+    """The folders of the checkpoints in a folder, sound or not, in their order."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted((p for p in paths if re.fullmatch(r"checkpoint-\d+", p.name)), key=step_of)
+
+
 def remove_all(folder: Path) -> None:
     """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
-    for path in sort_checkpoints(folder):
+    for path in found_in(folder):
         shutil.rmtree(path)
 
 
@@ -98,7 +104,7 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
     `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
     sound. TutorialError if the newest sound one is past these steps, or of another run, which names
     what differs."""
-    found = list(map(Path, sort_checkpoints(folder)))
+    found = found_in(folder)
     sound = [path for path in found if is_sound(path)]
     if sound:
         theirs = json.loads((sound[-1] / MARKER).read_text())["run"]

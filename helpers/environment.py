@@ -182,14 +182,6 @@ def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:
     return read
 
 
-def not_empty(text: str) -> str:
-    """An argparse type: a name. An empty one is often a shell variable that is not set."""
-    if not text.strip():
-        wrong = f"{text!r} names nothing: give a name, or leave the option out"
-        raise argparse.ArgumentTypeError(wrong)
-    return text
-
-
 def exit_status(work: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C. Of
     several processes the first alone reports, and each tells its errors."""
@@ -198,9 +190,10 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
             work()
         return 0
-    except BrokenPipeError:  # whoever reads has enough, as `head`
+    except BrokenPipeError:  # as by `| head`; no more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        print("the output was closed: the work ends here", file=sys.stderr)
+        return 141
     except (TutorialError, MemoryError, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
         if isinstance(error, MemoryError):

@@ -348,8 +348,9 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
                 raise ValueError(f"{key} is {entries.get(key)!r}")
         base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
-            same = "if they are the same model, write this name into its adapter_config.json"
-            raise ValueError(f"its base is {base!r} ({revision}), not {profile.model!r}; {same}")
+            same = "; if they are one model, write that name into adapter_config.json"
+            wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
+            raise ValueError(f"{wrong} ({profile.revision}){same * (base != profile.model)}")
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)

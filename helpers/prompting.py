@@ -33,7 +33,7 @@ def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
     return {"input_ids": prompt_ids + answer_ids, "labels": labels}
 
 
-def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[int]]:
+def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[Dataset, list[int]]:
     """(encoded, rows left out): `prompt` and `answer` of every record as `encode_example` does, in
     batches; rows over `max_length` tokens are left out and named by their index.
 
@@ -56,8 +56,8 @@ def encode(records: Dataset, tokenizer, max_length: int) -> tuple[Dataset, list[
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
     if len(too_long) == len(lengths):
         raise DataError(
-            f"all {len(lengths)} examples are longer than max_length={max_length} tokens (the "
-            f"shortest has {min(lengths, default=0)}): shorten them, or take a larger profile"
+            f"all {len(lengths)} {name} examples are longer than max_length={max_length} tokens "
+            f"(the shortest has {min(lengths, default=0)}): shorten them, or take a larger profile"
         )
     return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
 
@@ -66,10 +66,7 @@ def encode_splits(splits: dict[str, Dataset], tokenizer, max_length: int) -> tup
     """(splits, encoded splits) without the rows that are too long, which are told."""
     splits, encoded = dict(splits), {}
     for name, rows in splits.items():
-        try:
-            encoded[name], too_long = encode(rows, tokenizer, max_length)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+        encoded[name], too_long = encode(rows, tokenizer, max_length, name)
         if too_long:
             print(f"{name}: {len(too_long)} rows longer than {max_length} tokens are left out")
             splits[name] = rows.select(sorted(set(range(len(rows))) - set(too_long)))

@@ -5,7 +5,6 @@ are read by pyarrow; the rest by Python's json and csv, since the faster readers
 (007, NA, dates, the keys of objects)."""
 
 import csv
-import datetime
 import gzip
 import io
 import itertools
@@ -16,10 +15,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from uuid import UUID
 
 import pandas as pd
 import pyarrow as pa
@@ -57,7 +54,7 @@ BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
 AS_JSON = (dict, list, bool, int, float)
-WRITTEN = (str, datetime.date, datetime.time, datetime.timedelta, Decimal, UUID)  # as str() does
+PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules of what str() writes
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what growing arrays give back
@@ -118,7 +115,7 @@ def read_records(
         prompts, answer, line = _layout(name, columns, given, answer_column)
         batches = read([*prompts, *filter(None, [answer])], special_tokens)
         tables = [usable(batch) if isinstance(batch, list) else batch for batch in batches]
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ImportError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
     table = pa.concat_tables([SCHEMA.empty_table(), *tables])
@@ -214,7 +211,7 @@ def _text(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, default=_text)
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, WRITTEN):
+    if type(value).__module__.split(".")[0] in PLAIN:
         return str(value)
     raise DataError(f"a value of type {type(value).__name__} is no text")
 
@@ -270,13 +267,13 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     ending, name = Path(path.name.lower().removesuffix(".gz")).suffix, path.name
     if ending not in READABLE and not os.path.exists(path):
         try:
-            table = load_dataset(str(path), config, split=split).with_format("arrow")
+            table = load_dataset(str(path), config, split=split)
         except Exception as error:  # of the hub, the network, a format: no base class in common
             reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
             wanted = f"no file and no hub data set {str(path)!r} (config {config}, split {split})"
             raise DataError(f"{wanted} can be read: {reason}") from error
         at, columns = f"{path}, row", table.column_names
-        return at, columns, lambda needed, _: _rows(table.select_columns(needed).iter(BATCH))
+        return at, columns, lambda needed, _: _batches(enumerate(table.select_columns(needed), 1))
     if not path.is_file() or ending not in READABLE:
         kind = "is a folder" if path.is_dir() else "is not here or ends otherwise"
         raise DataError(f"{str(path)!r} {kind}: name a file ending in {', '.join(READABLE)}")
@@ -295,7 +292,7 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     if is_parquet:
         table = ParquetFile(path)
         columns = table.schema_arrow.names
-        return at, columns, lambda needed, _: _rows(table.iter_batches(BATCH, columns=needed))
+        return at, columns, lambda needed, _: _parquet(table.iter_batches(BATCH, columns=needed))
     if is_csv:
         rows = _csv(name, file)
         return at, next(rows, []), lambda *_: _batches(rows)
@@ -325,7 +322,7 @@ def _columns(rows: Iterable) -> list[str]:
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
-def _rows(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[list]:
+def _parquet(tables: Iterable[pa.RecordBatch]) -> Iterator[list]:
     return _batches(enumerate((row for table in tables for row in table.to_pylist()), 1))
 
 

@@ -226,7 +226,7 @@ def run(
         if resume:  # another run's checkpoint is told before the base is loaded
             identity = checkpoints.run_identity(profile, encoded["train"], seed)
             checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)
-        with state.main_process_first():  # which makes the 4-bit copy, if one is to be kept
+        with state.main_process_first() if cache else contextlib.nullcontext():  # makes the copy
             model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
         state.print(
@@ -293,38 +293,38 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
     about = "Fine-tune with QLoRA: score, train, score again, save."
     parser = argparse.ArgumentParser("python -m helpers.training", description=about)
-    number, name = environment.whole_number(), environment.not_empty
+    number = environment.whole_number()
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=environment.whole_number(0, 2**32 - 1), default=0)
     add("--steps", type=number, help="optimizer steps; default the profile's")
     add("--save-steps", type=number, help="between checkpoints; default the profile's")
-    add("--output", type=name, help="folder for adapter and checkpoints; default runs/<profile>")
+    add("--output", help="folder for adapter and checkpoints; default runs/<profile>")
     add("--resume", action="store_true", help="go on from the newest sound checkpoint")
-    add("--data", type=name, help="a file or a hub data set, in place of the tickets")
-    add("--prompt-column", type=name, action="append", help="of --data; may be given several times")
-    add("--answer-column", type=name, help="of --data")
+    add("--data", help="a file or a hub data set, in place of the tickets")
+    add("--prompt-column", action="append", help="of --data; may be given several times")
+    add("--answer-column", help="of --data")
     add("--split", default="train", help="of a hub data set, slices too; default train")
     add("--config", help="of a hub data set")
     add("--drop-bad-rows", action="store_true", help="leave out rows that cannot be used")
-    add("--cache-4bit", type=name, metavar="DIR", help="keep the quantized base in DIR")
+    add("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR")
     add("--no-scoring", action="store_true", help="train and save only")
-    add("--write-recipe", type=name, metavar="FILE", help="write notebook 05's recipe, and end")
+    add("--write-recipe", metavar="FILE", help="write notebook 05's recipe, and end")
     args, columns = parser.parse_args(arguments), ("prompt_column", "answer_column")
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if args.write_recipe and len(given) > 1:
+    if args.write_recipe is not None and len(given) > 1:
         parser.error("--write-recipe takes no other option: the script has a form")
-    if not args.data and given & {*columns, "split", "config", "drop_bad_rows"}:
+    if args.data is None and given & {*columns, "split", "config", "drop_bad_rows"}:
         parser.error("columns, split, config and --drop-bad-rows are of --data: name it")
 
     def work() -> None:
-        if args.write_recipe:
+        if args.write_recipe is not None:
             write_recipe(args.write_recipe)
             return
         asked = {"max_steps": args.steps, "save_steps": args.save_steps}
         profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
         splits, data = None, "data/tickets"
-        if args.data:
+        if args.data is not None:
             options = {name: getattr(args, name) for name in (*columns, "split", "config")}
             options["special_tokens"] = loading.load_tokenizer(profile).all_special_tokens
             dropped = [] if args.drop_bad_rows else None

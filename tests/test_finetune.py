@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 
 def start(data, output, *more) -> subprocess.Popen:
     arguments = "-m helpers.training --prompt-column message --answer-column ticket --no-scoring"
-    arguments += f" --steps 12 --save-steps 3 --data {data} --output {output}"
+    arguments += f" --seed 3 --steps 12 --save-steps 3 --data {data} --output {output}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *arguments.split(), *more], cwd=ROOT, **pipes)
 
@@ -94,7 +94,7 @@ def same_end(a, b) -> None:
 def test_notebook_05s_recipe_ends_as_the_command_line(data, undisturbed, tmp_path):
     training.write_recipe(tmp_path / "recipe.py")
     script = (tmp_path / "recipe.py").read_text()
-    for name, value in {"DATA": str(data), "STEPS": 12, "OUTPUT": "out"}.items():
+    for name, value in {"DATA": str(data), "STEPS": 12, "SEED": 3, "OUTPUT": "out"}.items():
         script = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value!r}", script, count=1)
     (tmp_path / "recipe.py").write_text(script)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -156,7 +156,7 @@ def test_without_a_sound_checkpoint_it_starts_anew(data, undisturbed, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
     process = start(data, undisturbed, "--resume", "--seed", "1")
-    assert "run (seed 0, now 1; the training rows): choose" in process.communicate(timeout=300)[1]
+    assert "run (seed 3, now 1; the training rows): choose" in process.communicate(timeout=300)[1]
     assert process.returncode == 1
 
 
@@ -232,7 +232,8 @@ def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path)
 BAD_OPTIONS = [
     ("--steps 0", 2, "'0' is not a whole number from 1"),
     ("--seed -1", 2, "'-1' is not a whole number|expected one argument"),
-    ("--output=", 2, "names nothing: give a name, or leave the option out"),
+    ("--data=", 1, "DataError: '.' is a folder: name a file"),
+    ("--write-recipe=", 1, "'' is there already: name a new file"),
     ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or one of"),
     ("--profile colab-t4", 1, "profile 'colab-t4' needs a GPU and none was found"),
     ("--data gone.csv", 1, "DataError: .*gone.csv"),

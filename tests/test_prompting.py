@@ -21,7 +21,7 @@ def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(t
     assert 0 < len(too_long) < len(rows)
     assert too_long == [i for i, row in enumerate(alone) if len(row["input_ids"]) > 70]
     assert list(encoded) == [row for i, row in enumerate(alone) if i not in too_long]
-    words = r"all 200 examples are longer than max_length=10 tokens \(the shortest has \d+\)"
+    words = r"all 200 given examples are longer than max_length=10 tokens \(the shortest has \d+\)"
     with pytest.raises(DataError, match=words):
         prompting.encode(rows, tokenizer, 10)
 

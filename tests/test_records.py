@@ -318,7 +318,7 @@ def test_hub_data_sets(hub):
     assert data["place"][:] == ["me/set, row 1", "me/set, row 2"]
     assert data.info.description.endswith("not used: 'image'")
     fails(
-        "row 1: the answer is not UTF-8",
+        "cannot be read .cannot identify",
         records.read_records,
         "me/set",
         "prompt",

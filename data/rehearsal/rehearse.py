@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`, and 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="rehearse.py", description=__doc__)
     runs = environment.ROOT / "runs"
-    parser.add_argument("--folder", type=environment.not_empty, default=runs, help="takes 20 GB")
+    parser.add_argument("--folder", default=runs, help="takes 20 GB")
     parser.add_argument("--model", default=FALCON_7B, help=", ".join(memory.KNOWN_CONFIGS))
     layers = environment.whole_number()
     parser.add_argument("--layers", type=layers, help="fewer than the model has, for a quick look")

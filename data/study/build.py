@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the runs that study.csv lacks.")
     parser.add_argument("--experiment", choices=EXPERIMENTS, help="one, after the grid")
     parser.add_argument("--workers", type=environment.whole_number(1, 1000), help="runs at a time")
-    parser.add_argument("--file", type=environment.not_empty, default=study.FILE, help="CSV")
+    parser.add_argument("--file", default=study.FILE, help="CSV")
     args = parser.parse_args(arguments)
     path = Path(args.file)
 

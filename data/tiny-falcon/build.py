@@ -252,18 +252,17 @@ def pretrain(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    number, name = environment.whole_number, environment.not_empty
+    number = environment.whole_number
     parser.add_argument("--steps", type=number(), default=8000)
     parser.add_argument("--seed", type=number(0, 2**32 - 1), default=0)
     parser.add_argument("--vocab", type=number(512, 65_536), default=1024, help="tokens")
     parser.add_argument("--every", type=number(), default=200, help="steps between checkpoints")
     parser.add_argument(
         "--cache",
-        type=name,
         default=str(Path.home() / ".cache" / "tiny-falcon"),
         help="folder of the downloaded books and of the checkpoint",
     )
-    parser.add_argument("--output", type=name, default=str(HERE))
+    parser.add_argument("--output", default=str(HERE))
     args = parser.parse_args(arguments)
     return environment.exit_status(
         lambda: pretrain(args),
