@@ -2,14 +2,20 @@
 
 import ast
 import csv
+import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
+import pytest
 import torch
 from nbclient import NotebookClient
 from transformers import TrainingArguments
 
-from helpers import prompting, training
+from helpers import checkpoints, prompting, records, training
+from helpers.errors import TutorialError
 from tests.notebooks import code_cells, load_definitions, notebook, read, source, tags
 
 PATH = notebook("05")
@@ -53,6 +59,27 @@ def test_of_two_cards_one_is_used(tiny, tmp_path, monkeypatch):
     exec(RECIPE[1] + "\n" + RECIPE[7], names)  # noqa: S102 - our own
     assert names["arguments"].n_gpu == 1
     assert training.training_arguments(tiny, tmp_path, 0).n_gpu == 1
+
+
+def test_an_unfinished_run_is_gone_on_with_or_told_and_never_deleted(tiny, tokenizer, tmp_path):
+    cell = next(c for c in map(source, code_cells(PATH)) if "checkpoints proven complete" in c)
+    rows, _ = prompting.encode(records.read_tickets("validation"), tokenizer, tiny.max_length)
+    (folder := tmp_path / "checkpoint-4").mkdir()
+    (folder / "trainer_state.json").write_text('{"global_step": 4, "max_steps": 9}')
+    checkpoints.mark_complete(folder, checkpoints.run_identity(tiny, rows, 0))
+    names = {"arguments": SimpleNamespace(output_dir=tmp_path), "profile": tiny, "RESUME": True}
+    names |= {"train_rows": rows, "checkpoint": None, "trainer": Mock(), "torch": torch}
+    names |= {
+        "Path": Path,
+        "json": json,
+        "checkpoints": checkpoints,
+        "TutorialError": TutorialError,
+    }
+    for steps, seed, words in ((4, 0, "is reached"), (2, 0, "at step 2"), (9, 1, "seed 0, now 1")):
+        with pytest.raises(TutorialError, match=words):
+            exec(cell, names | {"SEED": seed, "run": {"max_steps": steps}})  # noqa: S102 - our own
+    exec(cell, last := names | {"SEED": 0, "run": {"max_steps": 9}})  # noqa: S102 - our own
+    assert last["checkpoint"] == folder and folder.exists()
 
 
 def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):
