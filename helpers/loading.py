@@ -12,10 +12,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import huggingface_hub
 import torch
 import transformers
+from bitsandbytes import functional
+from bitsandbytes.functional import quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import DryRunError
@@ -99,8 +102,7 @@ def load_tokenizer(profile: Profile):
 
 
 def fetch(profile: Profile) -> None:
-    """Download what is not here yet of a hub model; ModelError if it has no safetensors, or the
-    disk has no room."""
+    """Download what is not here yet of a hub model; ModelError without safetensors or room."""
     if Path(profile.model_path).is_dir():
         return
     options = {"revision": profile.revision, "allow_patterns": FILES}
@@ -133,17 +135,12 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
     )
 
 
-@contextlib.contextmanager
-def falcon_made_of_plain_linear() -> Iterator[None]:
+def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
     transformers 5.5 and later quantize only layers of exactly this class. `FalconLinear` is a
     subclass with its own spelling of x @ W.T, so the model computes the same."""
-    original, modeling_falcon.FalconLinear = modeling_falcon.FalconLinear, torch.nn.Linear
-    try:
-        yield
-    finally:
-        modeling_falcon.FalconLinear = original
+    return patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
 
 
 def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):
@@ -167,7 +164,12 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         source, options = str(copy), {}
     else:
         fetch(profile)
-    with fetching("the weights", profile), falcon_made_of_plain_linear():
+
+    def quantize(weight, **options):  # of a NaN a GPU would make a small number (data/measured)
+        return quantize_4bit(weight.nan_to_num(torch.inf, torch.inf, -torch.inf), **options)
+
+    seen = patch.object(functional, "quantize_4bit", quantize)
+    with fetching("the weights", profile), falcon_made_of_plain_linear(), seen:
         if sum(memory.count_parameters(load_config(profile)).values()) < 10**8:
             transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -189,8 +191,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
     for name, parameter in model.named_parameters():
-        # The offset is the mean of all scales, which a number that is not finite spoils; only a NaN
-        # that a GPU quantized does not, by the source of its kernel
+        # The offset is the mean of all scales, which a number that is not finite spoils
         state = getattr(parameter, "quant_state", None)
         if not (parameter if state is None else state.offset).isfinite().all():
             raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
@@ -208,10 +209,8 @@ def four_bit_layers(model: torch.nn.Module) -> dict[str, Linear4bit]:
 
 
 def stored_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a base model's weights with their constants: absmax codes, their absmax, the offset.
-
-    The two lookup tables, the same for every layer, are left out; `get_memory_footprint` leaves out
-    all."""
+    """Bytes of a base model's weights with their constants, which `get_memory_footprint` leaves
+    out: absmax codes, their absmax, the offset; not the two lookup tables, alike in all layers."""
     total = 0
     for parameter in model.parameters():
         total += parameter.nbytes

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from helpers import environment, memory, profiles
 
@@ -27,11 +27,11 @@ def random_tensor(name: str, shape: torch.Size) -> torch.Tensor:
     return weights.normal_(0, 0.02, generator=generator).cpu()
 
 
-def write(folder: Path, config: FalconConfig, shard: str = "10GB") -> None:
+def write(folder: Path, config: PreTrainedConfig, shard: str = "10GB") -> None:
     """Write it, with the tiny Falcon's tokenizer, in the hub's files: of `shard`, which has to fit
     in memory, at most. TutorialError if the disk refuses."""
     with torch.device("meta"):
-        model = FalconForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     split = split_torch_state_dict_into_shards(model.state_dict(), max_shard_size=shard)
     part = folder.with_name(f"{folder.name}.part")  # without fsync, which may take minutes
     with environment.writing(folder), ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,15 +11,28 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from data.measured import measure
 from helpers import memory, profiles, training
+from tests import random_falcon
 from tests.notebooks import ROOT, notebook
 
 CUDA = torch.cuda.is_available()
 FALCON = os.environ.get("QLORA_FALCON_7B")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CARDS = {"colab-t4": "T4", "colab-l4": "L4", "colab-a100": "A100-40GB"}  # as large as the profile
+# Width, MLP, heads, key heads, a head's width and vocabulary, from their config.json on the hub
+SHAPE = "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
+SHAPE = SHAPE.split()
+FAMILIES = {
+    "llama-3.1-8b": (4096, 14336, 32, 8, 128, 128256),
+    "mistral-7b-v0.3": (4096, 14336, 32, 8, 128, 32768),
+    "qwen2-7b": (3584, 18944, 28, 4, 128, 152064),
+    "qwen3-8b": (4096, 12288, 32, 8, 128, 151936),
+    "tiiuae/falcon-rw-7b": None,
+    "tiiuae/falcon-11B": None,
+}
 CONTEXT = memory.CUDA_CONTEXT  # is on the card too, outside of torch's allocator
 
 
@@ -33,13 +46,13 @@ def at_full_size(profile):
     return dataclasses.replace(profile, model=FALCON, revision=None) if FALCON else profile
 
 
-def assert_as_planned(measured):
+def assert_as_planned(measured, model=profiles.FALCON_7B, most=1.15):
     """Loaded bytes within 1% of what was counted; a step never over its plan, nor far under."""
     loaded, runs = measured["loaded"], [run for run in measured.values() if "method" in run]
     assert loaded["loaded"] == pytest.approx(loaded["planned"], rel=0.01)
     assert measured.get("largest") != "out of memory"
     for run in runs:
-        assert 1 <= measure.ratio(run) <= 1.15
+        assert 1 <= measure.ratio(run, model) <= most
 
 
 @on_gpu
@@ -76,6 +89,34 @@ def test_a_profile_takes_no_more_than_planned(name, card):
     profile = at_full_size(profiles.PROFILES[name])
     largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
     assert_as_planned(measure.profile_runs(name, profile, "cuda", 2048, largest))
+
+
+@on_gpu
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_take_no_more_than_planned(name, tmp_path):
+    """Their widths and vocabularies, four layers of random weights."""
+    folder = tmp_path / name
+    random_falcon.write(folder, config_of(name))
+    assert_as_planned(measure_family(name, str(folder), "cuda"), str(folder), 1.25)
+
+
+def config_of(name, **changes):
+    """A family's config with four layers, or as `changes` say."""
+    if name in memory.KNOWN_CONFIGS:
+        fields = memory.known_config(name).to_dict()
+    else:
+        fields = dict(zip(SHAPE, FAMILIES[name], strict=True)) | {"model_type": name.split("-")[0]}
+    return AutoConfig.for_model(**fields | {"num_hidden_layers": 4} | changes)
+
+
+def measure_family(name, folder, device, long=2048, **changes):
+    """QLoRA of all its linear layers with as much memory as an L4 has."""
+    config = memory.known_config(folder)
+    changes |= {"model": folder, "revision": None}
+    changes |= {"target_modules": tuple(memory.linear_shapes(config))}
+    profile = dataclasses.replace(profiles.PROFILES["colab-l4"], **changes)
+    largest = memory.largest_batch(config, profile, "L4")
+    return measure.profile_runs(f"4 layers of {name}", profile, device, long, largest)
 
 
 NOTEBOOK = """
@@ -125,12 +166,12 @@ def test_notebook_05_with_the_t4_profile_in_15_gb():
 
 
 def test_what_was_measured_is_at_most_what_is_planned():
-    """Every step that is stored: never over its plan, and at least 0.9 of it."""
+    """Every stored step of Falcon-7b: never over its plan, and at least 0.9 of it."""
     runs = [
         (card, run)
         for card, found in json.loads(measure.MEASURED.read_text()).items()
-        for values in found.values()
-        for run in (values.values() if isinstance(values, dict) else ())
+        for name, values in found.items()
+        for run in (values.values() if isinstance(values, dict) and "layers" not in name else ())
         if isinstance(run, dict) and "method" in run
     ]
     assert sum("H100" in card for card, _ in runs) == 39
@@ -140,9 +181,27 @@ def test_what_was_measured_is_at_most_what_is_planned():
     assert [name for name in CARDS if clean[name]["too large"] != "out of memory"] == ["colab-t4"]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_measured_of_other_families_is_at_most_what_is_planned(name, tmp_path):
+    config_of(name).save_pretrained(tmp_path)
+    measured = json.loads(measure.MEASURED.read_text())["NVIDIA H200"][f"4 layers of {name}"]
+    assert len(measured) == 6
+    assert_as_planned(measured, str(tmp_path), 1.25)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
     assert measure.differing_bytes("cpu", dtype, 2**14) == 0
+
+
+def test_on_a_cpu_another_family_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "MEASURED", tmp_path / "gpu.json")
+    monkeypatch.setattr(memory, "largest_batch", lambda *_: 2)
+    small, name = dict(zip(SHAPE, (64, 96, 4, 2, 16, 1024), strict=True)), "qwen3-8b"
+    random_falcon.write(tmp_path / name, config_of(name, **small, num_hidden_layers=1))
+    fields = {"gpu_bytes": 0, "compute_dtype": "float32", "micro_batch": 2, "max_length": 48}
+    found = measure_family(name, str(tmp_path / name), "cpu", 64, **fields)
+    assert all(run["tokens_per_second"] > 0 for key, run in found.items() if key != "loaded")
 
 
 def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):

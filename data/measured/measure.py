@@ -143,15 +143,16 @@ def train(
 
 def plan_of(run: dict, model: str = FALCON_7B) -> memory.MemoryPlan:
     """What the planner says of a run as `train` returns it."""
-    names = ("micro_batch", "accumulation", "max_length")
+    names, config = ("micro_batch", "accumulation", "max_length"), memory.known_config(model)
     fields = dict(zip(names, run["batch"], strict=True)) | {"compute_dtype": run["dtype"]}
+    fields["target_modules"] = tuple(memory.linear_shapes(config))
     profile = dataclasses.replace(PROFILES["colab-t4"], **fields)
-    return memory.plan(memory.known_config(model), profile, run["method"])
+    return memory.plan(config, profile, run["method"])
 
 
-def ratio(run: dict) -> float:
+def ratio(run: dict, model: str = FALCON_7B) -> float:
     """Planned over measured bytes of what a step adds to the stored ones."""
-    plan = plan_of(run)
+    plan = plan_of(run, model)
     moving = plan.gradients + plan.activations + plan.logits + plan.casts + plan.workspace
     return moving / (run["max_memory_allocated"] - run["memory_allocated"])
 
