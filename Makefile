@@ -6,8 +6,8 @@ ARGS ?=
 BIN := .venv/bin
 PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2> /dev/null && echo $$p && break; done)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines.
-# A worker has one thread; a file belongs to one worker, and the longest begin (tests/conftest.py).
-GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1
+# A worker has one thread; a file belongs to one worker, and the longest begin (tests/conftest.py). A GPU is hidden.
+GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 CUDA_VISIBLE_DEVICES=
 SPREAD := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
@@ -21,7 +21,7 @@ test: lint  ## ruff, all notebooks (nbval), contract and unit tests
 	$(GUARDED) $(BIN)/python $(SPREAD) $(NBVAL) notebooks tests $(ARGS)
 test-colab: .venv-colab/ready  ## the same on the package versions of Colab
 	$(GUARDED) .venv-colab/bin/python $(SPREAD) $(NBVAL) $(ONCE) notebooks tests $(ARGS)
-test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 GB of disk, not in CI
+test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 GB of disk
 	$(GUARDED) .venv-colab-313/bin/python $(SPREAD) $(NBVAL) $(ONCE) notebooks tests $(ARGS)
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
