@@ -148,12 +148,12 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
 
     `device`: default the profile's. `cache`: a folder that keeps the 4-bit model, so that it is
     quantized once. ModelError (missing, damaged, incomplete, no room) or NotQuantizedError."""
-    source = profile.model_path
+    source, config = profile.model_path, load_config(profile)
     options = {"revision": profile.revision, "quantization_config": quantization_config(profile)}
-    if cache:
+    if cache and not hasattr(config, "quantization_config"):  # else it is quantized already
         stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
         files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        commit = getattr(load_config(profile), "_commit_hash", None)  # of a branch, which moves
+        commit = getattr(config, "_commit_hash", None)  # of a branch, which moves
         decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
@@ -170,7 +170,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
 
     seen = patch.object(functional, "quantize_4bit", quantize)
     with fetching("the weights", profile), falcon_made_of_plain_linear(), seen:
-        if sum(memory.count_parameters(load_config(profile)).values()) < 10**8:
+        if sum(memory.count_parameters(config).values()) < 10**8:
             transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
             source,

@@ -208,7 +208,7 @@ def run(
         )
     mine = checkpoints.share(profile, state.num_processes)
     output = Path(output).expanduser() if output else environment.runs_folder() / profile.name
-    environment.check_writable(output)
+    environment.check_writable(output / "checkpoints")
     leads = state.is_main_process
     with checkpoints.only_run_in(output) if leads else contextlib.nullcontext():
         tokenizer = loading.load_tokenizer(profile)

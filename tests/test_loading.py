@@ -105,6 +105,11 @@ def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied,
     plain = loading.load_base(profile)
     assert same_bits(first, plain) and same_bits(second, plain)
     assert second.name_or_path == plain.name_or_path
+    (kept,) = (tmp_path / "cache").iterdir()  # is a model in 4 bits, of which no copy is made
+    kept = loading.load_base(
+        dataclasses.replace(profile, model=str(kept)), cache=tmp_path / "cache"
+    )
+    assert same_bits(kept, plain) and len(list((tmp_path / "cache").iterdir())) == 1
     change_tensors(folder, lambda tensors: tensors["transformer.ln_f.bias"].add_(1))
     changed = loading.load_base(profile, cache=tmp_path / "cache")  # has a copy of its own
     assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
@@ -152,19 +157,7 @@ def lfs_pointer(folder):
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* cannot be used"),
     ],
-    ids=[
-        "embedding",
-        "norm",
-        "half",
-        "lfs",
-        "nan",
-        "inf",
-        "nan in 4 bits",
-        "transposed",
-        "cut",
-        "pickled",
-        "no config",
-    ],
+    ids="embedding norm half lfs nan inf nan-in-4-bits transposed cut pickled no-config".split(),
 )
 def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(
     copied, spoil, words, monkeypatch
