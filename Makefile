@@ -25,7 +25,7 @@ test-colab-313: .venv-colab-313/ready  ## with Colab's torch and Python too: 5 G
 	$(GUARDED) .venv-colab-313/bin/python $(SPREAD) $(NBVAL) $(ONCE) notebooks tests $(ARGS)
 # Without the conftest of tests/: .venv-book has no torch
 test-browser: book .venv/ready  ## the book and JupyterLab in Chromium; screenshots in build/screenshots
-	OMP_NUM_THREADS=1 .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-book/bin/python $(SPREAD) --confcutdir=tests/browser tests/browser $(ARGS)
 test-export: .venv-export/ready .venv-vllm/ready  ## what was exported, in llama.cpp (built from source) and vLLM; writes data/measured/export.json
 	$(GUARDED) .venv-export/bin/python -m pytest -q -s tests/export.py $(ARGS)
 lint: .venv/ready  ## ruff alone

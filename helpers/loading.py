@@ -165,8 +165,8 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
     else:
         fetch(profile)
 
-    def quantize(weight, **options):  # of a NaN a GPU would make a small number (data/measured)
-        return quantize_4bit(weight.nan_to_num(torch.inf, torch.inf, -torch.inf), **options)
+    def quantize(A, *rest, **options):  # a GPU makes a NaN its block's least value (data/measured)
+        return quantize_4bit(A.nan_to_num(torch.inf, torch.inf, -torch.inf), *rest, **options)
 
     seen = patch.object(functional, "quantize_4bit", quantize)
     with fetching("the weights", profile), falcon_made_of_plain_linear(), seen:
@@ -191,9 +191,10 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         module.support_avx512bf16_for_cpu = False
     prove_4bit(model)
     for name, parameter in model.named_parameters():
-        # The offset is the mean of all scales, which a number that is not finite spoils
+        # The offset, the mean of all scales, is spoilt too; `isfinite` of an embedding copies it
         state = getattr(parameter, "quant_state", None)
-        if not (parameter if state is None else state.offset).isfinite().all():
+        extremes = parameter.aminmax() if state is None else [state.offset]
+        if not torch.stack([*extremes]).isfinite().all():
             raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
     # What an adapter should say of its base is name and revision, not this machine's folder.
     model.name_or_path = model.config._name_or_path = profile.model

@@ -1,4 +1,4 @@
-"""NF4 and double quantization by hand, byte for byte what bitsandbytes computes on a CPU.
+"""NF4 and double quantization by hand, byte for byte what bitsandbytes' CPU library computes.
 
 Notebook 02 derives each step; this version also takes odd sizes and refuses NaN and infinity.
 Source: QLoRA (arXiv 2305.14314), section 3 and appendix E."""

@@ -6,6 +6,7 @@ tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder in 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ import torch
 from transformers import AutoConfig
 
 from data.measured import measure
-from helpers import memory, profiles, training
+from helpers import loading, memory, profiles, training
+from helpers.errors import ModelError
 from tests import random_falcon
 from tests.notebooks import ROOT, notebook
 
@@ -23,8 +25,8 @@ FALCON = os.environ.get("QLORA_FALCON_7B")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CARDS = {"colab-t4": "T4", "colab-l4": "L4", "colab-a100": "A100-40GB"}  # as large as the profile
 # Width, MLP, heads, key heads, a head's width and vocabulary, from their config.json on the hub
-SHAPE = "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
-SHAPE = SHAPE.split()
+SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads")
+SHAPE += ("num_key_value_heads", "head_dim", "vocab_size")
 FAMILIES = {
     "llama-3.1-8b": (4096, 14336, 32, 8, 128, 128256),
     "mistral-7b-v0.3": (4096, 14336, 32, 8, 128, 32768),
@@ -75,6 +77,15 @@ def test_the_tiny_falcon_learns_on_the_card(dtype, tiny, tmp_path):
 
 
 @on_gpu
+def test_a_nan_in_a_weight_is_found_though_the_kernel_hides_it(tiny, tmp_path):
+    model = loading.AutoModelForCausalLM.from_pretrained(tiny.model_path)
+    model.transformer.h[1].mlp.dense_4h_to_h.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="dense_4h_to_h.* not finite"):
+        loading.load_base(dataclasses.replace(tiny, model=str(tmp_path)), "cuda")
+
+
+@on_gpu
 def test_16_bit_lora_beside_qlora():
     """The largest profile on a base that is not quantized: memory, step time, answers in turns."""
     profile = at_full_size(profiles.PROFILES["colab-a100"])
@@ -94,18 +105,17 @@ def test_a_profile_takes_no_more_than_planned(name, card):
 @on_gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_families_take_no_more_than_planned(name, tmp_path):
-    """Their widths and vocabularies, four layers of random weights."""
     folder = tmp_path / name
     random_falcon.write(folder, config_of(name))
     assert_as_planned(measure_family(name, str(folder), "cuda"), str(folder), 1.25)
+    shutil.rmtree(folder)  # pytest would keep 4 GB
 
 
 def config_of(name, **changes):
     """A family's config with four layers, or as `changes` say."""
-    if name in memory.KNOWN_CONFIGS:
-        fields = memory.known_config(name).to_dict()
-    else:
-        fields = dict(zip(SHAPE, FAMILIES[name], strict=True)) | {"model_type": name.split("-")[0]}
+    fields = {"model_type": name.split("-")[0]}
+    shape = FAMILIES[name] and dict(zip(SHAPE, FAMILIES[name], strict=True))
+    fields |= shape or memory.known_config(name).to_dict()
     return AutoConfig.for_model(**fields | {"num_hidden_layers": 4} | changes)
 
 
@@ -181,12 +191,15 @@ def test_what_was_measured_is_at_most_what_is_planned():
     assert [name for name in CARDS if clean[name]["too large"] != "out of memory"] == ["colab-t4"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_what_was_measured_of_other_families_is_at_most_what_is_planned(name, tmp_path):
-    config_of(name).save_pretrained(tmp_path)
-    measured = json.loads(measure.MEASURED.read_text())["NVIDIA H200"][f"4 layers of {name}"]
-    assert len(measured) == 6
-    assert_as_planned(measured, str(tmp_path), 1.25)
+def test_what_was_measured_of_other_families_is_at_most_what_is_planned(tmp_path):
+    """As their README says: loaded as counted, a step 1 to 21% under its plan, all batches ran."""
+    h200, ratios = json.loads(measure.MEASURED.read_text())["NVIDIA H200"], []
+    for name in FAMILIES:
+        config_of(name).save_pretrained(tmp_path / name)
+        loaded, *runs = h200[f"4 layers of {name}"].values()
+        assert loaded["loaded"] == pytest.approx(loaded["planned"], rel=0.003) and len(runs) == 5
+        ratios += [measure.ratio(run, str(tmp_path / name)) for run in runs]
+    assert min(ratios) >= 1.01 and max(ratios) < 1.215
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -197,10 +210,10 @@ def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
 def test_on_a_cpu_another_family_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "MEASURED", tmp_path / "gpu.json")
     monkeypatch.setattr(memory, "largest_batch", lambda *_: 2)
-    small, name = dict(zip(SHAPE, (64, 96, 4, 2, 16, 1024), strict=True)), "qwen3-8b"
-    random_falcon.write(tmp_path / name, config_of(name, **small, num_hidden_layers=1))
+    small = dict(zip(SHAPE, (64, 96, 4, 2, 16, 1024), strict=True)) | {"num_hidden_layers": 1}
+    random_falcon.write(tmp_path / "small", config_of("qwen3-8b", **small))
     fields = {"gpu_bytes": 0, "compute_dtype": "float32", "micro_batch": 2, "max_length": 48}
-    found = measure_family(name, str(tmp_path / name), "cpu", 64, **fields)
+    found = measure_family("qwen3-8b", str(tmp_path / "small"), "cpu", 64, **fields)
     assert all(run["tokens_per_second"] > 0 for key, run in found.items() if key != "loaded")
 
 
@@ -210,14 +223,8 @@ def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
     found = measure.profile_runs("4-bit", profile, "cpu", 64, 4)
     found = [*found.values(), *measure.lora_runs("16-bit", profile, "cpu").values()]
     runs = [run for run in found if "method" in run]
-    assert [run["batch"] for run in runs] == [
-        [2, 1, 48],
-        [2, 1, 48],
-        [1, 1, 64],
-        [4, 1, 48],
-        [5, 1, 48],
-        [2, 1, 48],
-    ]
+    batches = [(2, 48), (2, 48), (1, 64), (4, 48), (5, 48), (2, 48)]
+    assert [(size, length) for size, _, length in (run["batch"] for run in runs)] == batches
     assert all(run["tokens_per_second"] > 0 for run in runs)
     written = json.loads(measure.MEASURED.read_text())["cpu"]
     assert written["16-bit"]["full"] == found[-1]

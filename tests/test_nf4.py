@@ -62,9 +62,9 @@ def differing_bytes(a, b):
 
 
 def differing_reads(ours, theirs):
-    """`differing_bytes` of dequantized weights. bitsandbytes' library for CUDA rounds ties of
-    float16 away from zero, the bfloat16 instruction of some CPUs takes subnormal numbers for zero
-    at some lengths: there, and only there, such values count as equal."""
+    """`differing_bytes` of dequantized weights. bitsandbytes' library for CUDA rounds float16
+    otherwise (ties away from zero), the bfloat16 instruction of some CPUs takes subnormal numbers
+    for zero at some lengths: there, and only there, such values count as equal."""
     theirs = theirs.reshape(ours.shape)
     if ours.dtype == torch.float16 and isinstance(lib, CudaBNBNativeLibrary):
         torch.testing.assert_close(theirs, ours, rtol=2**-10, atol=2**-24)

@@ -83,7 +83,7 @@ def test_the_answer_on_speed_is_what_the_h100_measured():
     turns = next(card[IN_TURNS] for card in H100S if IN_TURNS in card)
     answers = [run["times_as_long"][1] for run in turns.values()]
     text = " ".join(README.split())
-    assert f"{sum(steps) / len(steps):.2f} times as long as with 16-bit LoRA" in text
+    assert f"{sum(steps) / len(steps):.2f} times as long as 16-bit LoRA's" in text
     assert f"{min(answers):.1f} to {max(answers):.1f} times" in text
 
 
