@@ -18,11 +18,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from peft.tuners.lora import LoraLayer
 from transformers import TextStreamer
 
-from helpers import environment, loading, profiles, prompting
+from helpers import environment, loading, memory, profiles, prompting
 from helpers.errors import AdapterError
 from helpers.profiles import Profile
 
@@ -96,8 +97,14 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
     if Path(output).exists():
         raise AdapterError(f"{output!r} is there already: name a new folder")
     loading.check_adapter(folder, profile)  # before the base is loaded
-    environment.check_writable(Path(output).parent)
-    plain = loading.load_base(profile).dequantize(dtype=dtype).to(dtype)
+    need = dtype.itemsize * sum(memory.count_parameters(loading.load_config(profile)).values())
+    environment.check_writable(Path(output).parent, need)
+    gpu = torch.cuda.mem_get_info()[0] if profile.device == "cuda" else 0
+    device = "cuda" if gpu > 1.06 * need else "cpu"  # and a layer, a context and the adapter
+    if device == "cpu" and psutil.virtual_memory().available < 1.06 * need:
+        wrong = f"the merged model takes {need / 1e9:.1f} GB, and neither GPU nor RAM has them free"
+        raise AdapterError(f"{wrong}: use a larger machine, or the adapter beside its base")
+    plain = loading.load_base(profile, device).dequantize(dtype=dtype).to(dtype)
     model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
@@ -109,11 +116,10 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
         # It has one key and value head. transformers ignores this number and writes that of all
         # heads, which llama.cpp's converter believes
         model.config.num_kv_heads = 1
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if not torch.equal(*(layer.weight for layer in ends)):
+    if not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         model.config.tie_word_embeddings = False
     with environment.replace_folder(Path(output)) as part:
-        model.save_pretrained(part)
+        model.save_pretrained(part, max_shard_size="2GB")  # a shard is copied to RAM
         tokenizer.save_pretrained(part)
 
 

@@ -1,5 +1,4 @@
-"""What a long run needs around the Trainer: checkpoints that are proven complete, a clean stop,
-progress.
+"""What a long run needs around the Trainer: checkpoints proven complete, a clean stop, progress.
 
 A checkpoint counts only with its marker, which is written last and holds every file's hash."""
 
@@ -101,9 +100,8 @@ def remove_all(folder: Path) -> None:
 def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False) -> Path | None:
     """The newest sound checkpoint in `folder` for a run of so many steps; None if there is none.
 
-    `remove` deletes unsound ones: the Trainer keeps the newest two and does not ask which are
-    sound. TutorialError if the newest sound one is past these steps, or of another run, which names
-    what differs."""
+    `remove` deletes unsound ones: the Trainer keeps the newest two, sound or not. TutorialError,
+    which names what differs, if the newest sound one is past these steps or of another run."""
     found = found_in(folder)
     sound = [path for path in found if is_sound(path)]
     if sound:
@@ -172,7 +170,7 @@ class StopOnInterrupt(TrainerCallback):
         if self.asked and state.global_step < state.max_steps:
             raise KeyboardInterrupt(
                 f"stopped at step {state.global_step} of {state.max_steps}; its checkpoint is "
-                "saved, run again with --resume (in notebook 05: Run all) to go on"
+                "saved, run again with --resume (in notebook 05: restart, Run all) to go on"
             )
 
     def release(self) -> None:

@@ -115,8 +115,8 @@ def writing(path: Path, advice="make room there, or choose another folder") -> I
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise TutorialError(f"{str(path)!r} could not be written ({reason}): {advice}") from error
+        wrong = f"{str(path)!r} could not be written ({error.strerror or error})"
+        raise TutorialError(f"{wrong}: {advice}") from error
 
 
 def check_writable(folder: Path, room: int = 10**8) -> None:
@@ -194,11 +194,13 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("the output was closed: the work ends here", file=sys.stderr)
         return 141
-    except (TutorialError, MemoryError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
-        if isinstance(error, MemoryError):
+        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second is torch's
             text = MEMORY_RAN_OUT
-        if isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, KeyboardInterrupt):
             text, status = f"\n{str(error) or interrupted}", 130
+        elif not isinstance(error, TutorialError):
+            raise
         print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
         return status

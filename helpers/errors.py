@@ -1,5 +1,4 @@
-"""Errors a reader can act on. Each message is one sentence: what was wrong, with the value, and
-what to do."""
+"""Errors a reader can act on: one sentence says what was wrong, with the value, and what to do."""
 
 
 class TutorialError(Exception):

@@ -1,8 +1,7 @@
 """Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, adapters and their card.
 
-Falcon is the reason for much of this: `from_pretrained(falcon, quantization_config=4-bit)`
-quantizes nothing on transformers 5.5 and later, and does not say so. See
-`falcon_made_of_plain_linear`."""
+Much of this is for Falcon: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing
+on transformers 5.5 and later, and does not say so. See `falcon_made_of_plain_linear`."""
 
 import contextlib
 import dataclasses
@@ -189,6 +188,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference and
         # passes no gradient back from then on, even in training. Keep the format that trains.
         module.support_avx512bf16_for_cpu = False
+        module.weight.module = None  # they hold each other: a model let go would keep its memory
     prove_4bit(model)
     for name, parameter in model.named_parameters():
         # The offset, the mean of all scales, is spoilt too; `isfinite` of an embedding copies it
@@ -294,8 +294,7 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
 
 
 def save_adapter(model, folder: str | Path, profile: Profile, record: dict, tokenizer) -> Path:
-    """Write adapter, README (from the run's `record`, keys as in results.json) and tokenizer to
-    `folder`, all or nothing."""
+    """Write adapter, README (of `record`, keys as in results.json) and tokenizer, or nothing."""
     data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
     targets = sorted({n.split(".")[-1] for n in model.peft_config["default"].target_modules})
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}

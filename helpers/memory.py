@@ -326,8 +326,7 @@ def plan(
     dtype). Adapters are float32, peft's default. Two phases exclude each other: logits three times
     in float32 (log-probabilities, their gradient, the logits' gradient), and the backward pass of
     one layer; what the second needs more is in `activations`. Gradients are counted as held
-    throughout, as accumulation does. ModelError for a family that is not MODELLED, TutorialError
-    for an unknown name."""
+    throughout, as accumulation does. ModelError: a family not MODELLED; TutorialError: a name."""
     if config.model_type not in MODELLED:
         families = ", ".join(MODELLED)
         raise ModelError(f"{config.model_type!r} is not modelled: plan for one of {families}")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -20,8 +21,7 @@ MAY_BE_ZERO = ("gpu_bytes", "warmup_steps")  # all other whole numbers are at le
 
 @dataclass(frozen=True)
 class Profile:
-    """One way to run the series; lengths in tokens, batches in examples. TutorialError for settings
-    that cannot be trained with."""
+    """One way to run the series, in tokens and examples. TutorialError for what cannot train."""
 
     name: str
     model: str  # hub id, or a folder of this repository
@@ -140,6 +140,9 @@ def fitted(profile: Profile) -> Profile:
         way_out += ", or in Colab: Runtime > Change runtime type > T4"
         raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
+    oldest = min((int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list()), default=0)
+    if 10 * card.major + card.minor < oldest:
+        raise TutorialError(f"this torch has no code for {card.name}, an older card: {way_out}")
     dtype = "bfloat16" if card.major >= 8 else "float16"  # it came with Ampere
     profile = replace(profile, compute_dtype=dtype)
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
@@ -147,7 +150,7 @@ def fitted(profile: Profile) -> Profile:
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
         needs = memory.plan(config, sized).total
         if needs <= (1 - memory.HEADROOM) * card.total_memory:
-            return sized
+            return replace(sized, eval_batch=profile.eval_batch * size // profile.micro_batch)
     needs, has = needs / 1e9, card.total_memory / 1e9
     raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 
@@ -166,9 +169,9 @@ def detect() -> Profile:
 
 
 def resolve(name: str | None = None) -> Profile:
-    """The profile called `name`, else the one in QLORA_PROFILE; "auto", the default, asks the
+    """The profile called `name`, or for "auto" and None the one in QLORA_PROFILE, else that of the
     hardware. TutorialError for an unknown name, and for one that does not fit the first card."""
-    name = name or os.environ.get("QLORA_PROFILE") or "auto"
+    name = os.environ.get("QLORA_PROFILE") or "auto" if name in (None, "auto") else name
     if name == "auto":
         return detect()
     if name not in PROFILES:

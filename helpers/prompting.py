@@ -88,8 +88,7 @@ def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
 
 
 def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[int]:
-    """Indices of `steps` batches of `batch` examples each, batches holding examples of similar
-    length.
+    """Indices of `steps` batches of `batch` examples, those of one batch of similar length.
 
     Every epoch is a fresh permutation, cut into pools of 32 batches; a pool is sorted by length and
     its batches are shuffled. What does not fill a last batch begins the next epoch. The order
@@ -113,8 +112,7 @@ def generate_ids(
     """The new tokens of greedy answers to one batch of prompts: up to and with the end token, or
     `max_new_tokens` of them without it. `options` go to the model's `generate`.
 
-    Prompts are padded on the *left*, so that each answer begins right behind its prompt. The model
-    has to be in eval mode."""
+    Prompts are padded on the *left*: an answer begins right behind its prompt. Needs eval mode."""
     texts, end = [build_prompt(prompt) for prompt in prompts], tokenizer.eos_token_id
     sides = {"padding": True, "padding_side": "left", "return_token_type_ids": False}
     batch = tokenizer(texts, return_tensors="pt", **sides).to(model.device)

@@ -1,8 +1,7 @@
 """Your own data as prompts and answers: read, checked row by row, split, and reported.
 
-Values arrive as the file has them, and no row is lost silently. JSON lines whose columns are text
-are read by pyarrow; the rest by Python's json and csv, since the faster readers alter values
-(007, NA, dates, the keys of objects)."""
+Values arrive as the file has them, and no row is lost silently. pyarrow reads JSON lines of text
+columns, json and csv the rest: faster readers alter 007, NA, dates and the keys of objects."""
 
 import csv
 import gzip
@@ -371,8 +370,7 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
 
 
 def _csv(name: str, file: BinaryIO) -> Iterator:
-    """The header, then numbered rows, every value as text; a `sep=;` line names the separator, or
-    what cuts the header most."""
+    """Header, then numbered rows, all as text; cut as a `sep=;` line says, or by what cuts most."""
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
     stated = re.match('"?sep=(.)', head)

@@ -198,8 +198,7 @@ def run(
 
     `splits`: train, validation, test, perhaps test_reworded (default: the tickets); `data` names
     them. `scoring` False leaves the scores out; `cache`: see `loading.load_base`. Of several
-    processes all train, each on its share of every batch; the first alone scores and writes, the
-    others return None."""
+    processes all train; the first alone scores and writes, the others return None."""
     state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise TutorialError(
@@ -219,8 +218,7 @@ def run(
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
         if count < batch:
             raise DataError(f"a step takes {batch} examples and train has {count}: add data")
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-        state.print(sizes, "examples")
+        state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         state.print(f"processes: {state.num_processes}, each with {each}")
         if resume:  # another run's checkpoint is told before the base is loaded
@@ -250,8 +248,7 @@ def run(
         rows = encoded["train"], encoded["validation"]
         training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
         if loading.base_fingerprint(model) != fingerprint:
-            wrong = "the 4-bit base changed in training: report this with its versions"
-            raise NotQuantizedError(wrong)
+            raise NotQuantizedError("the 4-bit base changed in training: report the versions")
         if not leads:
             return None
         if scoring:

@@ -240,7 +240,7 @@ BAD_OPTIONS = [
     ("--split test", 2, "are of --data: name it"),
     ("--write-recipe r.py --seed 1", 2, "takes no other option"),
     ("--write-recipe README.md", 1, "'README.md' is there already: name a new file"),
-    ("--output /proc/nowhere", 1, "'/proc/nowhere' could not be written .*: choose another"),
+    ("--output /proc/nowhere", 1, "'/proc/nowhere/.*' could not be written .*: choose another"),
 ]
 
 

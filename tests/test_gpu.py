@@ -35,7 +35,6 @@ FAMILIES = {
     "tiiuae/falcon-rw-7b": None,
     "tiiuae/falcon-11B": None,
 }
-CONTEXT = memory.CUDA_CONTEXT  # is on the card too, outside of torch's allocator
 
 
 def on_gpu(function):
@@ -44,7 +43,9 @@ def on_gpu(function):
 
 
 def at_full_size(profile):
-    """The profile, on Falcon-7b's shapes from a folder if one is given."""
+    """The profile, on Falcon-7b's shapes from a folder if one is given; only on a card as large."""
+    if profile.gpu_bytes > 1.07 * torch.cuda.get_device_properties(0).total_memory:
+        pytest.skip(f"is for a card of {profile.gpu_bytes / 1e9:.0f} GB")
     return dataclasses.replace(profile, model=FALCON, revision=None) if FALCON else profile
 
 
@@ -96,7 +97,6 @@ def test_16_bit_lora_beside_qlora():
 @on_gpu
 @pytest.mark.parametrize(("name", "card"), CARDS.items())
 def test_a_profile_takes_no_more_than_planned(name, card):
-    """With as much memory as its card has."""
     profile = at_full_size(profiles.PROFILES[name])
     largest = memory.largest_batch(memory.known_config(profiles.FALCON_7B), profile, card)
     assert_as_planned(measure.profile_runs(name, profile, "cuda", 2048, largest))
@@ -105,6 +105,7 @@ def test_a_profile_takes_no_more_than_planned(name, card):
 @on_gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_families_take_no_more_than_planned(name, tmp_path):
+    at_full_size(profiles.PROFILES["colab-l4"])
     folder = tmp_path / name
     random_falcon.write(folder, config_of(name))
     assert_as_planned(measure_family(name, str(folder), "cuda"), str(folder), 1.25)
@@ -112,7 +113,6 @@ def test_other_families_take_no_more_than_planned(name, tmp_path):
 
 
 def config_of(name, **changes):
-    """A family's config with four layers, or as `changes` say."""
     fields = {"model_type": name.split("-")[0]}
     shape = FAMILIES[name] and dict(zip(SHAPE, FAMILIES[name], strict=True))
     fields |= shape or memory.known_config(name).to_dict()
@@ -164,7 +164,7 @@ def run_notebook_05(profile: str, room: int, changes: str) -> list:
 @on_gpu
 def test_notebook_05_with_the_t4_profile_in_15_gb():
     """Every cell; of random weights only few steps, they have nothing to learn from."""
-    room = profiles.PROFILES["colab-t4"].gpu_bytes - CONTEXT
+    room = profiles.PROFILES["colab-t4"].gpu_bytes - memory.CUDA_CONTEXT
     changes = f"\nMODEL, REVISION, STEPS = {FALCON!r}, '', 8" if FALCON else ""
     name, seconds, peak = run_notebook_05("colab-t4", room, changes)
     found = {"seconds": seconds, "max_memory_allocated": peak, "steps": 8 if FALCON else 32}
@@ -172,21 +172,14 @@ def test_notebook_05_with_the_t4_profile_in_15_gb():
     assert name == "colab-t4" and peak <= room
 
 
-# --- what of it a CPU can run -------------------------------------------------------------------
-
-
 def test_what_was_measured_is_at_most_what_is_planned():
     """Every stored step of Falcon-7b: never over its plan, and at least 0.9 of it."""
-    runs = [
-        (card, run)
-        for card, found in json.loads(measure.MEASURED.read_text()).items()
-        for name, values in found.items()
-        for run in (values.values() if isinstance(values, dict) and "layers" not in name else ())
-        if isinstance(run, dict) and "method" in run
-    ]
-    assert sum("H100" in card for card, _ in runs) == 39
-    assert all(1 <= measure.ratio(run) <= 1.11 for _, run in runs)
-    clean = json.loads(measure.MEASURED.read_text())["NVIDIA H100 80GB HBM3, third machine"]
+    cards = json.loads(measure.MEASURED.read_text())
+    ours = [values for card in cards if "machine" in card for values in cards[card].values()]
+    runs = [run for values in ours if isinstance(values, dict) for run in values.values()]
+    runs = [run for run in runs if isinstance(run, dict) and "method" in run]
+    assert len(runs) == 39 and all(1 <= measure.ratio(run) <= 1.11 for run in runs)
+    clean = cards["NVIDIA H100 80GB HBM3, third machine"]
     assert all(clean[name]["largest"] != "out of memory" for name in CARDS)
     assert [name for name in CARDS if clean[name]["too large"] != "out of memory"] == ["colab-t4"]
 
@@ -200,21 +193,6 @@ def test_what_was_measured_of_other_families_is_at_most_what_is_planned(tmp_path
         assert loaded["loaded"] == pytest.approx(loaded["planned"], rel=0.003) and len(runs) == 5
         ratios += [measure.ratio(run, str(tmp_path / name)) for run in runs]
     assert min(ratios) >= 1.01 and max(ratios) < 1.215
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_a_cpu_the_same_comparison_finds_no_byte(dtype):
-    assert measure.differing_bytes("cpu", dtype, 2**14) == 0
-
-
-def test_on_a_cpu_another_family_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "MEASURED", tmp_path / "gpu.json")
-    monkeypatch.setattr(memory, "largest_batch", lambda *_: 2)
-    small = dict(zip(SHAPE, (64, 96, 4, 2, 16, 1024), strict=True)) | {"num_hidden_layers": 1}
-    random_falcon.write(tmp_path / "small", config_of("qwen3-8b", **small))
-    fields = {"gpu_bytes": 0, "compute_dtype": "float32", "micro_batch": 2, "max_length": 48}
-    found = measure_family("qwen3-8b", str(tmp_path / "small"), "cpu", 64, **fields)
-    assert all(run["tokens_per_second"] > 0 for key, run in found.items() if key != "loaded")
 
 
 def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
@@ -231,3 +209,9 @@ def test_on_a_cpu_the_same_measurements_run(tiny, monkeypatch, tmp_path):
     for found in measure.answers_in_turns(profile, "cpu", turns=2).values():
         low, middle, high = found["times_as_long"]
         assert 0 < low <= middle <= high and found["four_bit"] > 0
+    monkeypatch.setattr(memory, "largest_batch", lambda *_: 2)
+    small = dict(zip(SHAPE, (64, 96, 4, 2, 16, 1024), strict=True)) | {"num_hidden_layers": 1}
+    random_falcon.write(tmp_path / "small", config_of("qwen3-8b", **small))
+    fields = {"gpu_bytes": 0, "compute_dtype": "float32", "micro_batch": 2, "max_length": 48}
+    found = measure_family("qwen3-8b", str(tmp_path / "small"), "cpu", 64, **fields)
+    assert all(run["tokens_per_second"] > 0 for key, run in found.items() if key != "loaded")

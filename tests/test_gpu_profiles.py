@@ -76,6 +76,11 @@ def test_a_named_profile_shrinks_to_the_card_or_is_refused(monkeypatch):
     words = "needs 6.8 GB and RTX 2060 has 6.0: use profile 'tiny'"
     with pytest.raises(TutorialError, match=words):
         profiles.resolve("colab-t4")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90", "compute_120"])
+    with pytest.raises(TutorialError, match="no code for RTX 2060, an older card"):
+        profiles.resolve("colab-t4")
+    monkeypatch.setenv("QLORA_PROFILE", "tiny")
+    assert profiles.resolve("auto") == profiles.PROFILES["tiny"]
 
 
 class Dtypes(TorchDispatchMode):

@@ -1,9 +1,11 @@
 """The 4-bit base: repaired, proven, kept on disk, refused when it is not what it should be."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
+import weakref
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -105,14 +107,19 @@ def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied,
     plain = loading.load_base(profile)
     assert same_bits(first, plain) and same_bits(second, plain)
     assert second.name_or_path == plain.name_or_path
-    (kept,) = (tmp_path / "cache").iterdir()  # is a model in 4 bits, of which no copy is made
-    kept = loading.load_base(
-        dataclasses.replace(profile, model=str(kept)), cache=tmp_path / "cache"
-    )
-    assert same_bits(kept, plain) and len(list((tmp_path / "cache").iterdir())) == 1
+    kept = dataclasses.replace(profile, model=str(next((tmp_path / "cache").iterdir())))
+    assert same_bits(loading.load_base(kept, cache=tmp_path / "cache"), plain)  # 4-bit: no copy
     change_tensors(folder, lambda tensors: tensors["transformer.ln_f.bias"].add_(1))
     changed = loading.load_base(profile, cache=tmp_path / "cache")  # has a copy of its own
     assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
+
+
+def test_dequantizing_frees_the_4_bit_weights_at_once(base):
+    weights = weakref.WeakSet(module.weight for module in loading.four_bit_layers(base).values())
+    gc.disable()
+    base.dequantize()
+    gc.enable()
+    assert len(weights) == 0
 
 
 def drop(name):

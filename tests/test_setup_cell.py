@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from torch import OutOfMemoryError
 
 from helpers import environment, profiles
 from helpers.errors import TutorialError
@@ -216,6 +217,8 @@ def test_of_several_processes_the_first_reports_and_each_tells_its_errors(monkey
     monkeypatch.setenv("RANK", "1")
     assert environment.exit_status(work) == 1
     assert capsys.readouterr() == ("", "process 1: TutorialError: the card is full\n")
+    assert environment.exit_status(lambda: (_ for _ in ()).throw(OutOfMemoryError())) == 1
+    assert environment.MEMORY_RAN_OUT in capsys.readouterr().err
 
 
 def test_a_reader_that_has_enough_ends_the_work_in_one_sentence():
