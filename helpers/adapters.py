@@ -27,17 +27,21 @@ from helpers import environment, loading, memory, profiles, prompting
 from helpers.errors import AdapterError
 from helpers.profiles import Profile
 
+SHARD = "2GB"  # of a merged model: each is copied to RAM whole
+
 
 def profile_for(folder: str, name: str | None) -> Profile:
     """The profile called `name`; by default that of the hardware, for the base which the adapter in
     `folder` names, and tiny for the tiny Falcon or where none is named."""
     tiny, entries = profiles.PROFILES["tiny"], {}
+    if name not in (None, "auto"):
+        return profiles.resolve(name)
     with contextlib.suppress(OSError, ValueError):
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
     base = entries.get("base_model_name_or_path") if isinstance(entries, dict) else None
-    if name or base in (tiny.model, None):
-        return profiles.resolve(name or "tiny")
-    return replace(profiles.detect(), model=base, revision=entries.get("revision"))
+    if base in (tiny.model, None):
+        return tiny
+    return replace(profiles.resolve(), model=base, revision=entries.get("revision"))
 
 
 def answer_lines(
@@ -56,8 +60,7 @@ def answer_lines(
 
 
 def ask(folder: str, profile: Profile, batch: int) -> None:
-    """Answer what is typed, or each line of a pipe, with the adapter in `folder`; an answer may
-    take as many tokens as the adapter's README says."""
+    """Answer what is typed, or each line of a pipe; an answer ends where the README's limit is."""
     loading.check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
     model = loading.load_adapter(loading.load_base(profile), folder, profile)
@@ -91,20 +94,24 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
                 print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
 
 
-def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> None:
+def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies: int = 1) -> None:
     """Write an ordinary model in `dtype`, with its tokenizer, to the new folder `output`: the base
-    *dequantized*, as the adapter in `folder` was trained on it, and the adapter merged into it."""
+    *dequantized*, and the adapter in `folder` merged into it. The disk has to hold `copies`."""
     if Path(output).exists():
         raise AdapterError(f"{output!r} is there already: name a new folder")
     loading.check_adapter(folder, profile)  # before the base is loaded
     need = dtype.itemsize * sum(memory.count_parameters(loading.load_config(profile)).values())
-    environment.check_writable(Path(output).parent, need)
-    gpu = torch.cuda.mem_get_info()[0] if profile.device == "cuda" else 0
-    device = "cuda" if gpu > 1.06 * need else "cpu"  # and a layer, a context and the adapter
-    if device == "cpu" and psutil.virtual_memory().available < 1.06 * need:
-        wrong = f"the merged model takes {need / 1e9:.1f} GB, and neither GPU nor RAM has them free"
-        raise AdapterError(f"{wrong}: use a larger machine, or the adapter beside its base")
-    plain = loading.load_base(profile, device).dequantize(dtype=dtype).to(dtype)
+    environment.check_writable(Path(output).parent, copies * need)
+    gpu, need = profile.device == "cuda", 1.06 * need  # a layer more
+    free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+    if free < need:
+        wrong = f"{need / 1e9:.1f} GB of memory are needed and {free / 1e9:.1f} are free"
+        raise AdapterError(f"{wrong}: free some{', or set QLORA_PROFILE=tiny for the CPU' * gpu}")
+    plain = loading.load_base(profile)
+    for block in next(m for m in plain.modules() if isinstance(m, torch.nn.ModuleList)):
+        plain.hf_quantizer._dequantize(block, dtype=dtype)  # its 4 bits go before the next block
+    plain.hf_quantizer.remove_quantization_config(plain)
+    plain = plain.to(dtype)
     model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
@@ -119,7 +126,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype) -> Non
     if not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         model.config.tie_word_embeddings = False
     with environment.replace_folder(Path(output)) as part:
-        model.save_pretrained(part, max_shard_size="2GB")  # a shard is copied to RAM
+        model.save_pretrained(part, max_shard_size=SHARD)
         tokenizer.save_pretrained(part)
 
 
@@ -140,7 +147,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
         program = program.replace("NAME", "lambda *_: 'smollm'")
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         merged, part = Path(temporary, file.stem), Path(temporary, "part.gguf")
-        merge(folder, str(merged), profile, dtype)
+        merge(folder, str(merged), profile, dtype, copies=2)
         options = [str(merged), "--outfile", str(part), "--outtype", kind]
         done = subprocess.run([sys.executable, "-c", program, *options], stderr=subprocess.PIPE)
         if done.returncode:
@@ -161,8 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (asking, merging, exporting):
         command.add_argument("adapter", help="for instance runs/tiny/adapter")
         command.add_argument("--profile", help=f"auto or one of {names}; default: by its base")
-    size = environment.whole_number()
-    asking.add_argument("--batch", type=size, default=1, help="lines at a time")
+    asking.add_argument("--batch", type=environment.whole_number(), default=1, help="lines at once")
     asking.set_defaults(work=lambda a, p: ask(a.adapter, p, a.batch))
     merging.add_argument("folder", help="a new one")
     merging.add_argument("--dtype", choices=profiles.DTYPES, default="bfloat16")

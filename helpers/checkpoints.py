@@ -45,8 +45,7 @@ def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
 def share(profile: Profile, size: int) -> Profile:
     """The profile of one of `size` processes, so that together they take the same examples a step.
 
-    Accumulation is shared first, which costs no memory and no speed, then the micro-batch.
-    TutorialError if that does not come out even."""
+    Accumulation is shared first, at no cost, then the micro-batch; TutorialError if uneven."""
     shared = math.gcd(profile.accumulation, size)
     micro_batch, rest = divmod(profile.micro_batch, size // shared)
     if rest:
@@ -146,8 +145,7 @@ class Checkpoints(TrainerCallback):
 
 class StopOnInterrupt(TrainerCallback):
     """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, and raise a
-    KeyboardInterrupt that says how to go on. A second one stops at once. Of several processes all
-    stop after the same step."""
+    KeyboardInterrupt that says how to go on; a second one stops at once. All processes stop."""
 
     asked, previous = False, None
 

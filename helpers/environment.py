@@ -49,8 +49,7 @@ def missing() -> list[str]:
 
 
 def prepare() -> None:
-    """Add what is missing on Colab or Kaggle, and replace nothing that is installed; elsewhere, or
-    if pip fails, TutorialError that names it."""
+    """Add what is missing on Colab or Kaggle, replace nothing; elsewhere TutorialError names it."""
     lacking = missing()
     if not lacking:
         return
@@ -196,7 +195,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         return 141
     except (Exception, KeyboardInterrupt) as error:
         text, status = f"{type(error).__name__}: {error}", 1
-        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second is torch's
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
             text = MEMORY_RAN_OUT
         elif isinstance(error, KeyboardInterrupt):
             text, status = f"\n{str(error) or interrupted}", 130

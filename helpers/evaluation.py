@@ -47,7 +47,7 @@ def perplexity(model, tokenizer, text: str, length: int = 128, max_tokens: int =
     windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     was_training, total = model.training, 0.0
     model.eval()
-    rows = min(32, 2**26 // (length * model.config.vocab_size) or 1)  # logits take 0.3 GB at most
+    rows = min(32, 2**26 // (length * model.config.vocab_size) or 1)  # float32 logits in 0.3 GB
     for batch in windows.to(model.device).split(rows):
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float().flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum")

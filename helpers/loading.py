@@ -51,8 +51,7 @@ ADVICE = {  # what an error says: what to do
 
 
 def check_files(folder: str | Path) -> None:
-    """OSError or ValueError unless the files in `folder` can be read and are no Git LFS pointers;
-    the libraries call such files missing, or damaged."""
+    """OSError or ValueError for files in `folder` that cannot be read, or are Git LFS pointers."""
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".json", ".safetensors"):
             with path.open("rb") as file:
@@ -307,8 +306,7 @@ def save_adapter(model, folder: str | Path, profile: Profile, record: dict, toke
 
 
 def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
-    """Put a saved adapter on `base`, ready to answer; AdapterError if it is missing, damaged, of
-    another base, or not what its config promises."""
+    """Put a saved adapter on `base`, ready to answer; AdapterError as of `check_adapter`."""
     config, tensors = check_adapter(folder, profile)
     with using(folder):
         model = PeftModel(base, config)

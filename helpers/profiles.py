@@ -130,9 +130,8 @@ PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
 
 
 def fitted(profile: Profile) -> Profile:
-    """A GPU profile as the first card holds it by plan: in bfloat16 where the card has it, as many
-    of a step's examples at a time as fit, accumulation makes up the rest. TutorialError if not one
-    fits, or there is no GPU."""
+    """A GPU profile as the first card holds it by plan: bfloat16 where the card has it, as many of
+    a step's examples at a time as fit. TutorialError if not one fits, or there is no GPU."""
     from helpers import memory  # which is built on this module
 
     wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
@@ -140,7 +139,8 @@ def fitted(profile: Profile) -> Profile:
         way_out += ", or in Colab: Runtime > Change runtime type > T4"
         raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
-    oldest = min((int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list()), default=0)
+    built = re.findall(r"\bsm_(\d+)", " ".join(torch.cuda.get_arch_list()))
+    oldest = min(map(int, built), default=0)
     if 10 * card.major + card.minor < oldest:
         raise TutorialError(f"this torch has no code for {card.name}, an older card: {way_out}")
     dtype = "bfloat16" if card.major >= 8 else "float16"  # it came with Ampere
@@ -156,8 +156,7 @@ def fitted(profile: Profile) -> Profile:
 
 
 def detect() -> Profile:
-    """The largest GPU profile made for as much memory as the first card has, else the smallest if
-    it fits; without such a card `tiny`."""
+    """The largest GPU profile for the first card's memory, else the smallest that fits, or tiny."""
     if not torch.cuda.is_available():
         return _TINY
     room = torch.cuda.get_device_properties(0).total_memory
@@ -171,7 +170,7 @@ def detect() -> Profile:
 def resolve(name: str | None = None) -> Profile:
     """The profile called `name`, or for "auto" and None the one in QLORA_PROFILE, else that of the
     hardware. TutorialError for an unknown name, and for one that does not fit the first card."""
-    name = os.environ.get("QLORA_PROFILE") or "auto" if name in (None, "auto") else name
+    name = os.environ.get("QLORA_PROFILE") or "auto" if name in (None, "", "auto") else name
     if name == "auto":
         return detect()
     if name not in PROFILES:

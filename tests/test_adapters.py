@@ -27,6 +27,7 @@ from helpers.environment import ROOT
 from helpers.errors import AdapterError
 from tests.notebooks import code_cells, notebook, python, source
 
+adapters.SHARD = "1MB"  # a model of several, as most are
 TINY = profiles.PROFILES["tiny"]
 NAMES = ["a", "b", "__base__", "small"] * 22
 RECORD = {"versions": {}, "steps": 0, "seed": 0, "max_new_tokens": 20}
@@ -129,6 +130,7 @@ def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_
         logits = merged(**inputs).logits.float()
         torch.testing.assert_close(logits[real], logits_alone(model, "a", inputs)[real], **close)
     config = json.loads((folder / "config.json").read_text())
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     assert config["num_kv_heads"] == 1 and "quantization_config" not in config
 
 

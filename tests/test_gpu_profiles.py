@@ -36,6 +36,7 @@ def test_each_card_gets_its_profile_and_it_fits(monkeypatch, tmp_path, card, nam
     monkeypatch.delenv("QLORA_PROFILE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card.major > 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     profile = profiles.resolve()
     assert (profile.name, profile.compute_dtype) == (name, dtype)
     accumulation = 16 // batch  # so that every profile takes the same steps

@@ -114,12 +114,13 @@ def test_the_kept_copy_quantizes_nothing_and_has_the_same_bits(tmp_path, copied,
     assert same_bits(changed, loading.load_base(profile)) and not same_bits(changed, plain)
 
 
-def test_dequantizing_frees_the_4_bit_weights_at_once(base):
-    weights = weakref.WeakSet(module.weight for module in loading.four_bit_layers(base).values())
+def test_a_block_that_is_dequantized_frees_its_4_bits_at_once(base):
+    block = base.transformer.h[0]
+    weights = weakref.WeakSet(module.weight for module in loading.four_bit_layers(block).values())
     gc.disable()
-    base.dequantize()
+    base.hf_quantizer._dequantize(block, dtype=torch.float32)
     gc.enable()
-    assert len(weights) == 0
+    assert len(weights) == 0 and len(loading.four_bit_layers(base)) == 12
 
 
 def drop(name):
