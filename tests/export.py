@@ -86,8 +86,8 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
 
 
 def test_num_kv_heads_as_saved_alone_is_refused(main_job, tmp_path, capsys, monkeypatch):
-    def as_saved(adapter, folder, *options):
-        merge(adapter, folder, *options)
+    def as_saved(adapter, folder, *rest, **options):
+        merge(adapter, folder, *rest, **options)
         config = Path(folder, "config.json")
         config.write_text(config.read_text().replace('num_kv_heads": 1', 'num_kv_heads": 2'))
 
