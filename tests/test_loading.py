@@ -167,9 +167,7 @@ def lfs_pointer(folder):
     ],
     ids="embedding norm half lfs nan inf nan-in-4-bits transposed cut pickled no-config".split(),
 )
-def test_bad_weights_are_refused_with_advice_and_pickled_code_is_not_run(
-    copied, spoil, words, monkeypatch
-):
+def test_bad_weights_are_refused_and_no_pickled_code_is_run(copied, spoil, words, monkeypatch):
     def kernel(weight, quantize=loading.quantize_4bit, **options):  # as a GPU's, which hides a NaN
         return quantize(weight.nan_to_num(-1.0, torch.inf, -torch.inf), **options)
 
