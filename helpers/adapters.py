@@ -102,7 +102,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
     loading.check_adapter(folder, profile)  # before the base is loaded
     need = dtype.itemsize * sum(memory.count_parameters(loading.load_config(profile)).values())
     environment.check_writable(Path(output).parent, copies * need)
-    gpu, need = profile.device == "cuda", 1.06 * need  # a layer more
+    gpu, need = profile.device == "cuda", 1.12 * need  # a layer more, and gaps
     free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
     if free < need:
         wrong = f"{need / 1e9:.1f} GB of memory are needed and {free / 1e9:.1f} are free"

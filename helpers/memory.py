@@ -63,8 +63,7 @@ class MemoryPlan:
 def one_of(what: str, value: str, choices: Sequence[str]) -> str:
     """`value`; TutorialError with the choices unless it is one of them."""
     if value not in choices:
-        names = ", ".join(choices)
-        raise TutorialError(f"there is no {what} {value!r} here: choose one of {names}")
+        raise TutorialError(f"there is no {what} {value!r}: choose one of {', '.join(choices)}")
     return value
 
 

@@ -124,8 +124,10 @@ _L4 = replace(
     max_length=512,
     micro_batch=8,
     accumulation=2,
+    eval_batch=32,  # 64 prompts of 507 tokens ran out of its memory
 )
-_A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16, accumulation=1)
+_A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16)
+_A100 = replace(_A100, accumulation=1, eval_batch=64)
 PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
 
 
@@ -143,14 +145,14 @@ def fitted(profile: Profile) -> Profile:
     oldest = min(map(int, built), default=0)
     if 10 * card.major + card.minor < oldest:
         raise TutorialError(f"this torch has no code for {card.name}, an older card: {way_out}")
-    dtype = "bfloat16" if card.major >= 8 else "float16"  # it came with Ampere
-    profile = replace(profile, compute_dtype=dtype)
+    profile = replace(profile, compute_dtype="bfloat16" if card.major >= 8 else "float16")  # Ampere
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
     for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
         needs = memory.plan(config, sized).total
         if needs <= (1 - memory.HEADROOM) * card.total_memory:
-            return replace(sized, eval_batch=profile.eval_batch * size // profile.micro_batch)
+            rows = profile.eval_batch * size**2 // profile.micro_batch**2  # less than plans need
+            return replace(sized, eval_batch=rows or 1)
     needs, has = needs / 1e9, card.total_memory / 1e9
     raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 
@@ -174,6 +176,5 @@ def resolve(name: str | None = None) -> Profile:
     if name == "auto":
         return detect()
     if name not in PROFILES:
-        names = ", ".join(PROFILES)
-        raise TutorialError(f"there is no profile {name!r}: choose auto or one of {names}")
+        raise TutorialError(f"there is no profile {name!r}: choose auto or {', '.join(PROFILES)}")
     return fitted(PROFILES[name]) if PROFILES[name].gpu_bytes else PROFILES[name]

@@ -234,7 +234,7 @@ BAD_OPTIONS = [
     ("--seed -1", 2, "'-1' is not a whole number|expected one argument"),
     ("--data=", 1, "DataError: '.' is a folder: name a file"),
     ("--write-recipe=", 1, "'' is there already: name a new file"),
-    ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or one of"),
+    ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or tiny"),
     ("--profile colab-t4", 1, "profile 'colab-t4' needs a GPU and none was found"),
     ("--data gone.csv", 1, "DataError: .*gone.csv"),
     ("--split test", 2, "are of --data: name it"),

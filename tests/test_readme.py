@@ -14,7 +14,7 @@ from tests.publish import linked
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WORKFLOWS = ROOT / ".github" / "workflows"
 MAP = [line for line in README.splitlines() if line.startswith("| [")]
-H100S = [runs for card, runs in json.loads(MEASURED.read_text()).items() if "machine" in card]
+GPUS = json.loads(MEASURED.read_text()).values()
 
 
 def measured(profile) -> str:
@@ -22,7 +22,7 @@ def measured(profile) -> str:
     that a step added to them in data/measured."""
     if not profile.gpu_bytes:
         return "runs in CI"
-    runs = [card[profile.name]["full"] for card in H100S if profile.name in card]
+    runs = [card[profile.name]["full"] for card in GPUS if profile.name in card]
     stored = memory.stored(memory.known_config(profile.model), profile, "qlora")
     held = sum(stored[name] for name in ("weights", "constants", "rest", "adapter"))
     peak = held + max(run["max_memory_allocated"] - run["memory_allocated"] for run in runs)
@@ -76,14 +76,14 @@ def test_the_lines_without_make_start_what_they_say_and_a_workflow_runs_them(tmp
     assert run(*command, "--version").stdout[0].isdigit() and (ROOT / folder).is_dir()
 
 
-def test_the_answer_on_speed_is_what_the_h100_measured():
+def test_the_answer_on_speed_is_what_was_measured():
     sixteen = "16-bit LoRA, colab-a100"
-    pairs = [(card["colab-a100"], card[sixteen]) for card in H100S if sixteen in card]
+    pairs = [(card["colab-a100"], card[sixteen]) for card in GPUS if sixteen in card]
     steps = [a["full"]["seconds_per_step"] / b["full"]["seconds_per_step"] for a, b in pairs]
-    turns = next(card[IN_TURNS] for card in H100S if IN_TURNS in card)
-    answers = [run["times_as_long"][1] for run in turns.values()]
+    turns = [run for card in GPUS for run in card.get(IN_TURNS, {}).values()]
+    answers = [run["times_as_long"][1] for run in turns]
     text = " ".join(README.split())
-    assert f"{sum(steps) / len(steps):.2f} times as long as 16-bit LoRA's" in text
+    assert f"{min(steps):.2f} to {max(steps):.2f} times as long as 16-bit LoRA's" in text
     assert f"{min(answers):.1f} to {max(answers):.1f} times" in text
 
 
