@@ -294,14 +294,14 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
 
 def save_adapter(model, folder: str | Path, profile: Profile, record: dict, tokenizer) -> Path:
     """Write adapter, README (of `record`, keys as in results.json) and tokenizer, or nothing."""
-    data = ModelCardData(base_model=profile.model, library_name="peft", tags=["lora", "qlora"])
+    base = None if Path(profile.model_path).is_dir() else profile.model  # the hub knows no folders
+    data = ModelCardData(base_model=base, library_name="peft", tags=["lora", "qlora"])
     targets = sorted({n.split(".")[-1] for n in model.peft_config["default"].target_modules})
     facts = {"template_path": CARD, "profile": profile, "record": record, "targets": targets}
     with replace_folder(Path(folder)) as part:
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)
-        card = str(ModelCard.from_template(data, **facts))
-        (part / "README.md").write_text(card, encoding="utf-8")
+        (part / "README.md").write_text(str(ModelCard.from_template(data, **facts)), "utf-8")
     return Path(folder)
 
 

