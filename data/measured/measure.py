@@ -20,7 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import checkpoints, environment, loading, memory, nf4, training
+from helpers import checkpoints, environment, loading, memory, nf4, prompting, records, training
 from helpers.environment import ROOT
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 
@@ -189,14 +189,25 @@ def answers_in_turns(profile: Profile, device: str, turns: int = 7) -> dict:
     return measured
 
 
+def long_answers(model, tokenizer, profile: Profile) -> dict:
+    """What answering `eval_batch` prompts takes that are as long as the profile allows."""
+    ids = tokenizer(records.HELDOUT.read_text("utf-8"))["input_ids"][: profile.max_length - 16]
+    prompts = [tokenizer.decode(ids)] * profile.eval_batch
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    prompting.generate(model, tokenizer, prompts, 8, len(prompts), progress=False)
+    return {"prompts": len(prompts), "tokens": len(ids)} | allocated()
+
+
 def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
-    """QLoRA with as much memory as the profile's card has: loaded, training at its full
+    """QLoRA with as much memory as the profile's card has: loaded, answers, training at its full
     batch and length, with lengths that vary, one example of `long` tokens, the batch `largest` that
     is planned to fit, and a quarter more, both with lengths that vary."""
     tokenizer, measured = loading.load_tokenizer(profile), {}
     with room(profile.gpu_bytes and profile.gpu_bytes - memory.CUDA_CONTEXT):
         model, measured["loaded"] = load(profile, device)
         model = attach(model, profile)
+        measured["answers"] = long_answers(model, tokenizer, profile)
         one = dataclasses.replace(profile, accumulation=1)
         varied = list(range(32, profile.max_length + 1, 7))
         for run, (changed, steps, lengths) in {
