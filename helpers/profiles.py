@@ -13,8 +13,7 @@ from helpers.errors import TutorialError
 
 FALCON_7B = "tiiuae/falcon-7b"
 FALCON_7B_REVISION = "ec89142b67d748a1865ea4451372db8313ada0d8"
-# The four linear kinds of a Falcon layer
-ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+ALL_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")  # of a Falcon layer
 DTYPES = ("bfloat16", "float16", "float32")
 MAY_BE_ZERO = ("gpu_bytes", "warmup_steps")  # all other whole numbers are at least 1
 
@@ -75,7 +74,8 @@ class Profile:
 
     def settings(self, seed: int) -> dict:
         """What decides an adapter beside data and versions, as JSON reads it back."""
-        return json.loads(json.dumps(asdict(replace(self, max_new_tokens=1)) | {"seed": seed}))
+        decides = replace(self, max_new_tokens=1, eval_batch=1)
+        return json.loads(json.dumps(asdict(decides) | {"seed": seed}))
 
     @property
     def step(self) -> str:
@@ -151,8 +151,8 @@ def fitted(profile: Profile) -> Profile:
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
         needs = memory.plan(config, sized).total
         if needs <= (1 - memory.HEADROOM) * card.total_memory:
-            rows = profile.eval_batch * size**2 // profile.micro_batch**2  # less than plans need
-            return replace(sized, eval_batch=rows or 1)
+            share = min(1, card.total_memory / profile.gpu_bytes) ** 2  # no plan counts answers
+            return replace(sized, eval_batch=int(share * profile.eval_batch) or 1)
     needs, has = needs / 1e9, card.total_memory / 1e9
     raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 

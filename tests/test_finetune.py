@@ -161,9 +161,9 @@ def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
 
 
 def test_a_checkpoint_past_the_steps_of_the_run_is_told(tokenizer, encoded, tmp_path):
-    folder = tmp_path / "checkpoints" / "checkpoint-7"
-    folder.mkdir(parents=True)
-    checkpoints.mark_complete(folder, checkpoints.run_identity(SHORT, encoded, 0))
+    (folder := tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)
+    same = dataclasses.replace(SHORT, eval_batch=1)  # which decides nothing that is trained
+    checkpoints.mark_complete(folder, checkpoints.run_identity(same, encoded, 0))
     with pytest.raises(TutorialError, match=r"checkpoint-7 .* \(this one ends at step 6\): choose"):
         training.fine_tune(None, tokenizer, encoded, SHORT, tmp_path, resume=True)
 

@@ -72,7 +72,7 @@ def test_a_named_profile_shrinks_to_the_card_or_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CARDS[0][0])
     profile = profiles.resolve("colab-a100")
     assert (profile.micro_batch, profile.accumulation, profile.max_length) == (8, 2, 512)
-    assert (profile.eval_batch, profile.compute_dtype) == (16, "float16")
+    assert (profile.eval_batch, profile.compute_dtype) == (9, "float16")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CARDS[-1][0])
     words = "needs 6.8 GB and RTX 2060 has 6.0: use profile 'tiny'"
     with pytest.raises(TutorialError, match=words):
