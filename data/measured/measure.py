@@ -196,7 +196,10 @@ def long_answers(model, tokenizer, profile: Profile) -> dict:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     prompting.generate(model, tokenizer, prompts, 8, len(prompts), progress=False)
-    return {"prompts": len(prompts), "tokens": len(ids)} | allocated()
+    taken = {"prompts": len(prompts), "tokens": len(ids)} | allocated()
+    gc.collect()
+    torch.cuda.empty_cache()  # what is reserved would count in the next run
+    return taken
 
 
 def profile_runs(name: str, profile: Profile, device: str, long: int, largest: int) -> dict:
