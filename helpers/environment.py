@@ -182,8 +182,8 @@ def whole_number(least: int = 1, most: int = 10**6) -> Callable[[str], int]:
 
 
 def exit_status(work: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C. Of
-    several processes the first alone reports, and each tells its errors."""
+    """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C, 141
+    output closed. Of several processes the first alone reports, and each tells its errors."""
     rank = os.environ.get("RANK", "0")
     try:
         with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):

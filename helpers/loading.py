@@ -256,7 +256,7 @@ def prove_4bit(model) -> FourBitProof:
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over every 4-bit layer's packed bytes and block scales: equal if no bit changed."""
+    """sha256 over every 4-bit layer's packed bytes and scales' codes: equal if none changed."""
     digest = hashlib.sha256()
     for module in four_bit_layers(model).values():
         for tensor in (module.weight.data, module.weight.quant_state.absmax):

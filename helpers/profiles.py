@@ -132,8 +132,8 @@ PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
 
 
 def fitted(profile: Profile) -> Profile:
-    """A GPU profile as the first card holds it by plan: bfloat16 where the card has it, as many of
-    a step's examples at a time as fit. TutorialError if not one fits, or there is no GPU."""
+    """A GPU profile as the first card holds it by plan: bfloat16 where the card has it, fewer of a
+    step's examples at a time where need be. TutorialError if not one fits, or there is no GPU."""
     from helpers import memory  # which is built on this module
 
     wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"

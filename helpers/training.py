@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--data", help="a file or a hub data set, in place of the tickets")
     add("--prompt-column", action="append", help="of --data; may be given several times")
     add("--answer-column", help="of --data")
-    add("--split", default="train", help="of a hub data set, slices too; default train")
+    add("--split", default="train", help="of a hub data set or JSON; default train")
     add("--config", help="of a hub data set")
     add("--drop-bad-rows", action="store_true", help="leave out rows that cannot be used")
     add("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR")

@@ -35,9 +35,9 @@ def exercise_3(answer: object) -> None:
 def exercise_4(answer: object) -> None:
     """A function that returns a share from 0 to 1."""
     ticket = {"intent": "damage", "product": "mug", "order": "A1111", "urgency": "low"}
-    right, wrong = json.dumps(ticket), json.dumps(ticket | {"urgency": "high"})
+    right, *wrong = (json.dumps(ticket | x) for x in ({}, {"urgency": ""}, {"order": ""}, {"a": 1}))
     turned = json.dumps(dict(reversed(ticket.items())), indent=1)
-    share = call(answer, [right, right, wrong, wrong, wrong], [right] * 5)
+    share = call(answer, [right, right, *wrong], [right] * 5)
     mistakes = {1: "an answer with a wrong value counts as wrong"}
     judge(share, 2 / 5, mistakes | {2: "that is a count: divide it by the number of answers"})
     share = call(answer, [right, turned], [right] * 2)

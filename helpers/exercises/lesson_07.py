@@ -38,8 +38,9 @@ def exercise_2(answer: object) -> None:
 def exercise_3(answer: object) -> None:
     """The perplexity after tuning with rank 2, one number."""
     stored = STUDY.loc["recovers"].query("format == 'int4' and seed == 0").iloc[0]
-    expect(float(answer) < stored.perplexity_before - 0.05, "that is no better than untrained")
-    replaced = float(answer) > stored.perplexity + 0.05
+    low_enough = float(answer) < stored.perplexity_before - 0.7
+    expect(low_enough, "that is no better than rank 1's, or untrained")
+    replaced = float(answer) > stored.perplexity + 0.5
     expect(replaced, "that is a loss, or the stored rank's: was the rank replaced?")
 
 
