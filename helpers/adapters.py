@@ -36,7 +36,7 @@ def profile_for(folder: str, name: str | None) -> Profile:
     tiny, entries = profiles.PROFILES["tiny"], {}
     if name not in (None, "auto"):
         return profiles.resolve(name)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
     base = entries.get("base_model_name_or_path") if isinstance(entries, dict) else None
     if base in (tiny.model, None):
@@ -70,14 +70,13 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     told = re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text)
     most = model.config.max_position_embeddings
     limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
-    longest = most - limit
 
     def problem(message: str) -> str:
         if prompting.END in message:
             return f"the message contains the end token {prompting.END!r}: leave it out"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
-        wrong = f"the message has {tokens:,} tokens with its template: shorten it to {longest:,}"
-        return wrong if tokens > longest else ""
+        wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
+        return wrong if tokens > most - limit else ""
 
     typing, options = sys.stdin.isatty(), {"max_new_tokens": limit}
     if typing:

@@ -76,7 +76,7 @@ def is_sound(checkpoint: Path) -> bool:
         marker = json.loads((checkpoint / MARKER).read_text())
         hashes = {name: sha256(checkpoint / name) for name in marker["files"]}
         return marker["files"] == hashes and isinstance(marker["run"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -204,6 +204,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first, self.drawn = time.monotonic(), state.global_step, 0.0
+        state.compute_steps(args, state.max_steps)  # resuming has brought the former intervals
         if state.is_world_process_zero and not is_notebook():
             self.bar = tqdm(total=state.max_steps, initial=self.first, desc="training", unit="step")
 

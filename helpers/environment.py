@@ -185,6 +185,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
     """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C, 141
     output closed. Of several processes the first alone reports, and each tells its errors."""
     rank = os.environ.get("RANK", "0")
+    sys.__stdout__.reconfigure(errors="backslashreplace")  # a code page may lack a letter
     try:
         with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
             work()

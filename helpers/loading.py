@@ -1,16 +1,13 @@
-"""Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, adapters and their card.
-
-Much of this is for Falcon: `from_pretrained(falcon, quantization_config=4-bit)` quantizes nothing
-on transformers 5.5 and later, and does not say so. See `falcon_made_of_plain_linear`."""
+"""Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, adapters and their card."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import huggingface_hub
@@ -136,8 +133,8 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
 def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
 
-    transformers 5.5 and later quantize only layers of exactly this class. `FalconLinear` is a
-    subclass with its own spelling of x @ W.T, so the model computes the same."""
+    transformers 5.5 and later quantize only layers of exactly this class, and do not say so.
+    `FalconLinear` is a subclass with its own spelling of x @ W.T: the model computes the same."""
     return patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
 
 
@@ -220,8 +217,7 @@ def stored_bytes(model: torch.nn.Module) -> int:
     return total
 
 
-@dataclasses.dataclass(frozen=True)
-class FourBitProof:
+class FourBitProof(NamedTuple):
     """What `prove_4bit` counted."""
 
     linear4bit_modules: int
@@ -339,7 +335,7 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         if method != "LORA" or entries.get("alora_invocation_tokens"):
             raise ValueError(f"its method is {method}, only LoRA is known here, and no aLoRA")
         if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
-            raise ValueError(f"init_lora_weights {entries['init_lora_weights']} changes its base")
+            raise ValueError(f"init_lora_weights {entries['init_lora_weights']} may alter its base")
         for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
             if not isinstance(entries.get(key), kind):
                 raise ValueError(f"{key} is {entries.get(key)!r}")

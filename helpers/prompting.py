@@ -137,8 +137,7 @@ def generate(
 
     Puts the model into eval mode, and back as it was."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
-    answers = [""] * len(prompts)
-    was_training = model.training
+    answers, was_training = [""] * len(prompts), model.training
     model.eval()
     starts = range(0, len(prompts), batch_size)
     try:

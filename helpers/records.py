@@ -14,6 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -45,6 +46,7 @@ LAYOUTS = {
 }
 USER, ASSISTANT = map(str.strip, TURNS)
 ROLES = {"human": "user", "gpt": "assistant"}
+UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
 INVISIBLE = "\x0b\x1c-\x1f\x85\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000"
@@ -52,7 +54,7 @@ INVISIBLE += "\ufeff"
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
-AS_JSON = (dict, list, bool, int, float)
+AS_JSON = (dict, list, bool, int, float, Decimal)
 PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules of what str() writes
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
@@ -207,7 +209,9 @@ def _pair(
 def _text(value: object) -> str:
     """A value as text; DataError for what is none, such as an image."""
     if isinstance(value, AS_JSON):
-        return json.dumps(value, ensure_ascii=False, default=_text)
+        exact = {Decimal: "\ufdd0{}".format}  # a float would be rounded; its quotes go again
+        text = json.dumps(value, ensure_ascii=False, default=lambda v: exact.get(type(v), _text)(v))
+        return re.sub('"\ufdd0(.*?)"', r"\1", text)
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if type(value).__module__.split(".")[0] in PLAIN:
@@ -236,12 +240,12 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
             role = (message.get("role") or message["from"]).lower()
             text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
-            if not text and role != "system":
+            if any(map(message.get, UNREAD)) or (not text and role != "system"):
                 raise ValueError
             turns.append((ROLES.get(role, role), text))
     except (AttributeError, KeyError, TypeError, ValueError):
-        number = len(turns) + 1
-        raise DataError(f"has no text under 'role' and 'content' in message {number}") from None
+        wrong = f"in message {len(turns) + 1}, or {' or '.join(UNREAD)} beside it"
+        raise DataError(f"has no text under 'role' and 'content' {wrong}") from None
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     system += "\n" if system else ""
     roles, texts = [role for role, _ in turns], [text for _, text in turns]
@@ -374,7 +378,8 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
     stated = re.match('"?sep=(.)', head)
-    counts = {mark: len(next(csv.reader([head], delimiter=mark))) for mark in "\t,;|"}
+    lines = [head, *itertools.islice(text, 20)]  # a column's name may have line breaks
+    counts = {mark: len(next(csv.reader(lines, delimiter=mark))) for mark in "\t,;|"}
     mark = stated[1] if stated else max(counts, key=counts.get)
     text.seek(0)
     reader = csv.reader(text, delimiter=mark, skipinitialspace=f"{mark} " in head, strict=True)
@@ -433,7 +438,7 @@ def _parse(data: bytes) -> dict | list | str:
     """The JSON object or list in `data`, or, as a str, why there is none."""
     try:
         value = DECODER.decode(data.decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, InvalidOperation) as error:
         return f"not JSON: {error}"
     return value if isinstance(value, dict | list) else f"a JSON {type(value).__name__}"
 
@@ -444,7 +449,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal)
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

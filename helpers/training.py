@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -158,7 +158,7 @@ def save(
         "versions": environment.versions(),
         "parameters_total": total,
         "parameters_trainable": trainable,
-        **asdict(proof),
+        **proof._asdict(),
         "max_new_tokens": profile.max_new_tokens,
         **more,
         **{key: value for key, value in training.items() if key != "losses"},
@@ -288,8 +288,7 @@ def write_recipe(path: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
-    about = "Fine-tune with QLoRA: score, train, score again, save."
-    parser = argparse.ArgumentParser("python -m helpers.training", description=about)
+    parser = argparse.ArgumentParser("python -m helpers.training", description="Fine-tune by QLoRA")
     number = environment.whole_number()
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")

@@ -230,7 +230,7 @@ BROUGHT = {
     "targets null": ({"target_modules": None}, None, "target_modules is None"),
     "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
     "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
-    "PiSSA": ({"init_lora_weights": "pissa"}, None, "pissa changes its base"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, None, "pissa may alter its base"),
     "another base": (
         {"base_model_name_or_path": "gpt2"},
         None,

@@ -124,7 +124,8 @@ def test_interrupted_saves_first_and_says_how_to_go_on(data, undisturbed, tmp_pa
     assert "its checkpoint is saved, run again with --resume" in err
     step = int(err.split("stopped at step ")[1].split()[0])
     assert checkpoints.is_sound(tmp_path / "checkpoints" / f"checkpoint-{step}")
-    finish(start(data, tmp_path, "--resume"))
+    finish(start(data, tmp_path, "--resume", "--save-steps", "11"))
+    assert len(list(tmp_path.glob("checkpoints/checkpoint-1[12]"))) == 2
     same_end(tmp_path, undisturbed)
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -53,7 +53,7 @@ def load(profile: Profile, cache: Path | None = None, fast: bool = False) -> tup
         base = loading.load_base(profile, cache=cache)
     seconds, proof = round(time.monotonic() - began, 1), loading.prove_4bit(base)
     sha256 = loading.base_fingerprint(base)
-    return base, {"load_seconds": seconds, **asdict(proof), "base_sha256": sha256}
+    return base, {"load_seconds": seconds, **proof._asdict(), "base_sha256": sha256}
 
 
 def load_as_readers(profile: Profile, work: Path) -> dict:
