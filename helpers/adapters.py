@@ -83,6 +83,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     else:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, **options)
     lines = iter(partial(input, "message (Ctrl-D ends)> "), None) if typing else sys.stdin
     with contextlib.suppress(EOFError):  # Ctrl-D

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -54,7 +54,7 @@ INVISIBLE += "\ufeff"
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
-AS_JSON = (dict, list, bool, int, float, Decimal)
+AS_JSON = (dict, list, bool, int, float, bytearray)
 PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules of what str() writes
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
@@ -209,7 +209,7 @@ def _pair(
 def _text(value: object) -> str:
     """A value as text; DataError for what is none, such as an image."""
     if isinstance(value, AS_JSON):
-        exact = {Decimal: "\ufdd0{}".format}  # a float would be rounded; its quotes go again
+        exact = {bytearray: lambda v: "\ufdd0" + v.decode()}  # a float as its file spells it
         text = json.dumps(value, ensure_ascii=False, default=lambda v: exact.get(type(v), _text)(v))
         return re.sub('"\ufdd0(.*?)"', r"\1", text)
     if isinstance(value, bytes):
@@ -234,18 +234,18 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
         system, *said = TURN.split(messages)
         said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
         messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
-    turns = []
+    turns, lost = [], []
     try:
         for message in messages:
             role = (message.get("role") or message["from"]).lower()
             text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
-            if any(map(message.get, UNREAD)) or (not text and role != "system"):
+            if (lost := [*filter(message.get, UNREAD)]) or (not text and role != "system"):
                 raise ValueError
             turns.append((ROLES.get(role, role), text))
     except (AttributeError, KeyError, TypeError, ValueError):
-        wrong = f"in message {len(turns) + 1}, or {' or '.join(UNREAD)} beside it"
-        raise DataError(f"has no text under 'role' and 'content' {wrong}") from None
+        what = f"{lost[0]!r} (leave it out)" if lost else "no text under 'role' and 'content'"
+        raise DataError(f"has {what} in message {len(turns) + 1}") from None
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     system += "\n" if system else ""
     roles, texts = [role for role, _ in turns], [text for _, text in turns]
@@ -437,19 +437,19 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
 def _parse(data: bytes) -> dict | list | str:
     """The JSON object or list in `data`, or, as a str, why there is none."""
     try:
-        value = DECODER.decode(data.decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError, InvalidOperation) as error:
+        value = JSON.decode(data.decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return value if isinstance(value, dict | list) else f"a JSON {type(value).__name__}"
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
+def _row(pairs: list[tuple[str, object]]) -> dict:
     if len(row := dict(pairs)) < len(pairs):
         raise ValueError("it names a column twice")
     return row
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal)
+JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=partial(bytearray, encoding="ascii"))
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

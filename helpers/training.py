@@ -25,7 +25,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
 from helpers import checkpoints, environment, evaluation, loading, profiles, prompting, records
-from helpers.environment import ROOT
+from helpers.environment import ROOT, whole_number
 from helpers.errors import DataError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
@@ -289,12 +289,11 @@ def write_recipe(path: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status as `environment.exit_status`."""
     parser = argparse.ArgumentParser("python -m helpers.training", description="Fine-tune by QLoRA")
-    number = environment.whole_number()
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
-    add("--seed", type=environment.whole_number(0, 2**32 - 1), default=0)
-    add("--steps", type=number, help="optimizer steps; default the profile's")
-    add("--save-steps", type=number, help="between checkpoints; default the profile's")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    add("--steps", type=whole_number(), help="optimizer steps; default the profile's")
+    add("--save-steps", type=whole_number(), help="between checkpoints; default the profile's")
     add("--output", help="folder for adapter and checkpoints; default runs/<profile>")
     add("--resume", action="store_true", help="go on from the newest sound checkpoint")
     add("--data", help="a file or a hub data set, in place of the tickets")

@@ -15,7 +15,7 @@ import torch
 from nbclient import NotebookClient
 from transformers import TrainingArguments
 
-from helpers import checkpoints, prompting, records, training
+from helpers import checkpoints, errors, prompting, records, training
 from helpers.errors import TutorialError
 from tests.notebooks import code_cells, load_definitions, notebook, read, source, tags
 
@@ -70,15 +70,16 @@ def test_an_unfinished_run_is_gone_on_with_or_told_and_never_deleted(tiny, token
     checkpoints.mark_complete(folder, checkpoints.run_identity(tiny, rows, 0))
     names = {"arguments": SimpleNamespace(output_dir=tmp_path), "profile": tiny, "RESUME": True}
     names |= {"train_rows": rows, "checkpoint": None, "trainer": Mock(), "torch": torch}
-    names |= {"Path": Path, "json": json, "checkpoints": checkpoints, "OUTPUT": tmp_path}
-    names["TutorialError"] = TutorialError
+    names |= {"Path": Path, "json": json, "checkpoints": checkpoints} | vars(errors)
     for steps, seed, words in ((4, 0, "is reached"), (2, 0, "at step 2"), (9, 1, "seed 0, now 1")):
         with pytest.raises(TutorialError, match=words):
             exec(cell, names | {"SEED": seed, "run": {"max_steps": steps}})  # noqa: S102 - our own
     exec(cell, last := names | {"SEED": 0, "run": {"max_steps": 9}})  # noqa: S102 - our own
     assert last["checkpoint"] == folder and folder.exists()
+    line = next(c for c in map(source, code_cells(PATH)) if "only_run_in" in c).splitlines()[-1]
+    exec(line, names := {"checkpoints": checkpoints, "OUTPUT": tmp_path})  # noqa: S102 - our own
     with ThreadPoolExecutor() as pool, pytest.raises(TutorialError, match="another run trains"):
-        pool.submit(exec, cell, last).result()  # as a second notebook
+        pool.submit(exec, line, names).result()  # as a second notebook
 
 
 def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_values_arrive_as_the_file_has_them(read):
     for more in (b"", as_line("x", 1)):  # with the second none of the lines is read by pyarrow
         data = read("d.jsonl", lines + more)
         assert pairs(data)[: len(values)] == [(value, value) for value in values]
-    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "7", "2.50", "true", "[[1.0]]"]
+    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "true", "2.50", "1e5", "[[0.10]]"]
     data = read("d.jsonl", "".join(f'{{"prompt": "a", "answer": {text}}}\n' for text in texts))
     assert data["answer"][:] == texts
     assert data.info.description.endswith("; 7 values written as JSON text")
@@ -156,7 +156,7 @@ ONE_ROW = {
     "unknown role": (as_line([{"role": "bot", "content": "a"}]), r"has the roles \['bot'"),
     "no role": (as_line([{"content": "a"}]), "no text under 'role' and 'content' in message 1"),
     "image": (as_line([{"role": "user", "content": [{"type": "image_url"}]}]), "in message 1"),
-    "tools": (as_line([CHAT[0], CHAT[1] | {"tool_calls": [{}]}]), "in message 2, or tool_calls"),
+    "tools": (as_line([CHAT[0], CHAT[1] | {"tool_calls": [{}]}]), "has 'tool_calls' .leave it"),
     "turn in a chat": (as_line([{"role": "user", "content": "\nUser: y"}]), "inside a message"),
 }
 
