@@ -29,7 +29,7 @@ TARGETS = [QLORA | {"targets": t, "rank": r} for t, n in EQUAL_PARAMETERS.items(
 TUNED = [*FULL, *LORA, *RANKS[1:], *TARGETS[:2], *VARIANTS]
 FEW = (50, 100, 200, 500, 2000)
 EXPERIMENTS = ["grid", "methods", "recovers", "recovers-more", "targets", "rank"]
-EXPERIMENTS += ["few-data", "bias", "variants"]
+EXPERIMENTS += ["few-data", "bias", "variants", "new-rates"]
 
 
 def complete(settings: dict) -> dict:
@@ -39,26 +39,31 @@ def complete(settings: dict) -> dict:
     return defaults | adapters | settings
 
 
-def grid_losses(stored: pd.DataFrame, settings: dict) -> pd.Series:
-    """Mean validation loss of the grid's runs, by learning rate."""
+def grid_means(stored: pd.DataFrame, settings: dict, column="validation_loss") -> pd.Series:
+    """Means of the grid's runs, by learning rate."""
     wanted = {"experiment": "grid"} | complete(settings)
     chosen = stored[(stored[list(wanted)] == list(wanted.values())).all(axis=1)]
-    return chosen.groupby("learning_rate").validation_loss.mean()
+    return chosen.groupby("learning_rate")[column].mean()
 
 
 def grid_rates(stored: pd.DataFrame, settings: dict) -> tuple[float, ...]:
     """GRID, and WIDER where GRID's last rate is its best."""
-    losses = grid_losses(stored, settings)
+    losses = grid_means(stored, settings)
     at_the_edge = set(losses.index) >= set(GRID) and losses[list(GRID)].idxmin() == GRID[-1]
     return (*GRID, WIDER) if at_the_edge else GRID
 
 
 def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
-    """The rate with the least of `grid_losses`; DataError if the grid lacks one."""
-    losses = grid_losses(stored, settings)
+    """The rate with the least of `grid_means`; DataError if the grid lacks one."""
+    losses = grid_means(stored, settings)
     if not set(losses.index) >= set(grid_rates(stored, settings)):
         raise DataError(f"the grid lacks runs of {settings}: run data/study/build.py first")
     return float(losses.idxmin())
+
+
+def rate_for_new_wordings(stored: pd.DataFrame, settings: dict) -> float:
+    """The rate at which the grid's seeds answer most of `test_reworded`: chosen on the test."""
+    return float(grid_means(stored, settings, "test_reworded_exact").idxmax())
 
 
 def cells(name: str, stored: pd.DataFrame) -> list[tuple[dict, float]]:
@@ -81,6 +86,9 @@ def cells(name: str, stored: pd.DataFrame) -> list[tuple[dict, float]]:
         return [tuned(s, examples=n) for n in FEW for s in (FULL[0], LORA[0], QLORA)]
     if name == "bias":
         return [tuned(QLORA, data=data) for data in SKEWED]
+    if name == "new-rates":  # and 16-bit LoRA beside QLoRA at two equal rates
+        own = [(settings, rate_for_new_wordings(stored, settings)) for settings in TUNED]
+        return own + [(settings, rate) for settings in LORA for rate in GRID[1:3]]
     if name in ("methods", "variants"):
         return [tuned(s) for s in ((*FULL, *LORA) if name == "methods" else VARIANTS)]
     raise DataError(f"there is no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
