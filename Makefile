@@ -46,7 +46,7 @@ publish:  ## write your address on GitHub into badges, setup cells and citation:
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' Makefile
 
-study: .venv/ready  ## the runs that notebook 07 reads and data/study lacks; an hour and a half
+study: .venv/ready  ## the runs that notebook 07 reads and data/study lacks; two hours
 	$(BIN)/python data/study/build.py $(ARGS)
 rehearse-7b: .venv/ready  ## Falcon-7b's shapes with random weights on this CPU; writes 20 GB
 	$(BIN)/python data/rehearsal/rehearse.py $(ARGS)

@@ -10,6 +10,4 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # On a CPU there is no memory to page to: the optimizer is the same without. See notebook 03.
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 # peft 0.21 calls transformers by former names.
-warnings.filterwarnings(
-    "ignore", message="`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"
-)
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.*` is deprecated")

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import TextStreamer
+from transformers import AutoModelForCausalLM, TextStreamer
 
 from helpers import environment, loading, memory, profiles, prompting
 from helpers.errors import AdapterError
@@ -41,7 +41,7 @@ def profile_for(folder: str, name: str | None) -> Profile:
     base = entries.get("base_model_name_or_path") if isinstance(entries, dict) else None
     if base in (tiny.model, None):
         return tiny
-    return replace(profiles.resolve(), model=base, revision=entries.get("revision"))
+    return replace(profiles.resolve(model=base), model=base, revision=entries.get("revision"))
 
 
 def answer_lines(
@@ -68,12 +68,12 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     with contextlib.suppress(OSError):
         text = Path(folder, "README.md").read_text("utf-8", "replace")
     told = re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text)
-    most = model.config.max_position_embeddings
+    most = getattr(model.config, "max_position_embeddings", 2048)
     limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
 
     def problem(message: str) -> str:
-        if prompting.END in message:
-            return f"the message contains the end token {prompting.END!r}: leave it out"
+        if found := [token for token in tokenizer.all_special_tokens if token in message]:
+            return f"the message contains the special token {found[0]!r}: leave it out"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""
@@ -82,7 +82,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     if typing:
         options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     else:
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
         sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, **options)
     lines = iter(partial(input, "message (Ctrl-D ends)> "), None) if typing else sys.stdin
@@ -108,7 +108,8 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         wrong = f"{need / 1e9:.1f} GB of memory are needed and {free / 1e9:.1f} are free"
         raise AdapterError(f"{wrong}: free some{', or set QLORA_PROFILE=tiny for the CPU' * gpu}")
     plain = loading.load_base(profile)
-    for block in next(m for m in plain.modules() if isinstance(m, torch.nn.ModuleList)):
+    blocks = next(m for m in plain.modules() if isinstance(m, torch.nn.ModuleList))
+    for block in filter(loading.four_bit_layers, (*blocks, plain)):
         plain.hf_quantizer._dequantize(block, dtype=dtype)  # its 4 bits go before the next block
     plain.hf_quantizer.remove_quantization_config(plain)
     plain = plain.to(dtype)
@@ -117,7 +118,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
     if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
         wrong = f"{folder!r} adapts the embedding or the head, and the two may be one matrix"
         raise AdapterError(f"{wrong}: use the adapter beside its base")
-    with loading.using(folder):
+    with loading.explained(AdapterError, f"the adapter in {folder!r}"):
         model = model.merge_and_unload()
     if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
         # It has one key and value head. transformers ignores this number and writes that of all
@@ -125,6 +126,10 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         model.config.num_kv_heads = 1
     if not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         model.config.tie_word_embeddings = False
+    with torch.device("meta"):  # GPT-2's Conv1D comes out transposed, a replicated layer twice
+        read = AutoModelForCausalLM.from_config(model.config)
+    if [p.shape for p in model.parameters()] != [p.shape for p in read.parameters()]:
+        raise AdapterError(f"transformers could not read {folder!r} merged: use it beside its base")
     with environment.replace_folder(Path(output)) as part:
         model.save_pretrained(part, max_shard_size=SHARD)
         tokenizer.save_pretrained(part)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from helpers.profiles import Profile
 
 MARKER = "complete.json"
 ROWS = "the training rows"
-REDRAWN = 2.0  # seconds between two states of the live figure, at least
 SKIPPED = 24  # of the 32 steps of a T4 without a finite gradient: nothing is learned
 
 
@@ -58,24 +58,24 @@ def share(profile: Profile, size: int) -> Profile:
     return replace(profile, accumulation=profile.accumulation // shared, micro_batch=micro_batch)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of each file, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def mark_complete(folder: Path, run: dict) -> None:
     """Write a checkpoint's marker: its run's identity and every file's hash."""
     (folder / MARKER).unlink(missing_ok=True)
-    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write_text(folder / MARKER, json.dumps({"run": run, "files": hashes}))
+    files = hashes(sorted(folder.iterdir()))
+    write_text(folder / MARKER, json.dumps({"run": run, "files": files}))
 
 
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
         marker = json.loads((checkpoint / MARKER).read_text())
-        hashes = {name: sha256(checkpoint / name) for name in marker["files"]}
-        return marker["files"] == hashes and isinstance(marker["run"], dict)
+        files = hashes(checkpoint / name for name in marker["files"])
+        return marker["files"] == files and isinstance(marker["run"], dict)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -111,8 +111,8 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
             told.append(f"this one ends at step {steps}")
         if told:
             raise TutorialError(
-                f"{sound[-1].name} belongs to another run ({'; '.join(told)}): choose another "
-                "output folder, or start anew without resuming"
+                f"{sound[-1].name} belongs to another run ({'; '.join(told)}): repeat its options, "
+                "choose another output folder, or start anew without resuming"
             )
     for path in set(found) - set(sound) if remove else ():
         shutil.rmtree(path)
@@ -214,7 +214,7 @@ class Progress(TrainerCallback):
         if self.bar:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
-        elif time.monotonic() - self.drawn > REDRAWN:
+        elif time.monotonic() - self.drawn > 2:  # seconds
             seconds = (time.monotonic() - self.began) / (state.global_step - self.first)
             self.draw(state, seconds * (state.max_steps - state.global_step))
 

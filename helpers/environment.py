@@ -23,22 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
 NEEDED = (*PACKAGES, *"loralib einops matplotlib numpy pandas safetensors psutil tqdm".split())
-PLACES = {  # each sets one of these variables itself; the first that is found tells the place
-    "Colab": ("COLAB_RELEASE_TAG", "COLAB_GPU", "COLAB_JUPYTER_IP"),
-    "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
-    "VS Code": ("VSCODE_PID", "VSCODE_CWD", "VSCODE_IPC_HOOK_CLI"),
-    "Jupyter": ("JPY_SESSION_NAME", "JPY_PARENT_PID"),
-}
-HOSTED = ("Colab", "Kaggle")  # rented: packages may be added to their Python without asking
+PLACES = {"Colab": "COLAB_RELEASE", "Kaggle": "KAGGLE_KERNEL_"}  # each sets variables of its own;
+PLACES |= {"VS Code": "VSCODE_", "Jupyter": "JPY_"}  # the first that is found tells the place
 # A version that pip can read
 VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
+DISK_FULL = r"\(os error \d+\)\W*$|^\[enforce fail at inline_container"  # no advice of ours
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 MEMORY_RAN_OUT = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
 
 
 def place() -> str:
     """Colab, Kaggle, VS Code, Jupyter or Python, by environment variables."""
-    return next((name for name, keys in PLACES.items() if any(map(os.environ.get, keys))), "Python")
+    found = (name for name, start in PLACES.items() if any(k.startswith(start) for k in os.environ))
+    return next(found, "Python")
 
 
 def missing() -> list[str]:
@@ -54,7 +51,7 @@ def prepare() -> None:
     if not lacking:
         return
     names = ", ".join(lacking)
-    if place() not in HOSTED:
+    if place() not in ("Colab", "Kaggle"):  # rented: there packages may be added without asking
         raise TutorialError(
             f"this kernel's Python lacks {names}: start with `make lab`, or run pip install -r "
             "requirements.txt"
@@ -87,9 +84,9 @@ def show_setup(profile) -> None:
 
     card = "none"
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        size = f"{found.total_memory / 1e9:.1f} GB"
-        card = f"{found.name}, {size}, compute capability {found.major}.{found.minor}"
+        gpu = torch.cuda.get_device_properties(0)
+        size, capability = f"{gpu.total_memory / 1e9:.1f} GB", f"{gpu.major}.{gpu.minor}"
+        card = f"{gpu.name}, {size}, compute capability {capability}"
     ram, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT)
     rows = {"place": place()} | versions() | {"GPU": card, "dtype": profile.compute_dtype}
     rows["RAM"] = f"{ram.total / 1e9:.0f} GB, {ram.available / 1e9:.0f} GB of it free"
@@ -113,8 +110,10 @@ def writing(path: Path, advice="make room there, or choose another folder") -> I
     """TutorialError with reason and advice if the disk refuses what is written to `path`."""
     try:
         yield
-    except OSError as error:
-        wrong = f"{str(path)!r} could not be written ({error.strerror or error})"
+    except Exception as error:  # safetensors, tokenizers and torch raise none of OSError's kind
+        if not (isinstance(error, OSError) or re.search(DISK_FULL, str(error))):
+            raise
+        wrong = f"{str(path)!r} could not be written ({getattr(error, 'strerror', 0) or error})"
         raise TutorialError(f"{wrong}: {advice}") from error
 
 

@@ -15,7 +15,7 @@ def parse_ticket(answer: str) -> dict | None:
     """The ticket an answer holds, or None if it is not one JSON object."""
     try:
         ticket = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return ticket if isinstance(ticket, dict) else None
 

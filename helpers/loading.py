@@ -16,6 +16,7 @@ import transformers
 from bitsandbytes import functional
 from bitsandbytes.functional import quantize_4bit
 from bitsandbytes.nn import Linear4bit
+from filelock import FileLock
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import DryRunError
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -26,14 +27,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.models.falcon import modeling_falcon
 
 from helpers import memory
-from helpers.environment import MEMORY_RAN_OUT, replace_folder
+from helpers.environment import MEMORY_RAN_OUT, replace_folder, writing
 from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
 FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
-SPARE = 10**9  # bytes of disk for tokenizer, adapter and checkpoints: an allowance
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
 ADVICE = {  # what an error says: what to do
+    "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "GatedRepo": "accept the model's terms on its page and put your token in HF_TOKEN",
     "Git LFS": "fetch what the pointers stand for with `git lfs pull`",
     "PermissionError": "ask the owner of the files for the right to read them",
@@ -64,34 +65,34 @@ def explained(kind: type[TutorialError], what: str, advice: str = "") -> Iterato
     except (TutorialError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of network, hub, disk, files and peft: no base class in common
-        text = f"{error!r} {type(error.__cause__).__name__}"
+        text = f"{kind.__name__} {error!r} {type(error.__cause__).__name__}"
         advice = advice or next(advice for words, advice in ADVICE.items() if words in text)
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise kind(f"{what} cannot be used ({said}): {advice}") from error
 
 
 @contextlib.contextmanager
-def fetching(what: str, profile: Profile) -> Iterator[None]:
-    """ModelError if `what` of the profile's model cannot be fetched or read."""
+def fetching(what: str, profile: Profile) -> Iterator[dict]:
+    """Hands out options; ModelError if `what` of the profile's model cannot be fetched or read."""
     with explained(ModelError, f"{what} of {profile.model!r}"):
         if Path(profile.model_path).is_dir():
             check_files(profile.model_path)
-        yield
+        yield {"revision": profile.revision, "trust_remote_code": False}
 
 
 def load_config(profile: Profile) -> transformers.PretrainedConfig:
     """The config of the profile's model, no weights; ModelError if there is none."""
-    options = {"revision": profile.revision, "trust_remote_code": False}
-    with fetching("the config", profile):
+    with fetching("the config", profile) as options:
         return AutoConfig.from_pretrained(profile.model_path, **options)
 
 
 def load_tokenizer(profile: Profile):
     """The tokenizer of the profile's model; ModelError if there is none. The end token fills gaps:
     that is safe since labels and attention masks are made from lengths here, never from its id."""
-    options = {"revision": profile.revision, "trust_remote_code": False}
-    with fetching("the tokenizer", profile):
+    with fetching("the tokenizer", profile) as options:
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {profile.model!r} has no end token: give it one")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     return tokenizer
 
@@ -114,7 +115,7 @@ def fetch(profile: Profile) -> None:
         need = sum(file.file_size for file in files if file.will_download)
         cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
-        if need and need + SPARE > free:
+        if need and need + 10**9 > free:  # for tokenizer, adapter and checkpoints: an allowance
             sizes = f"they take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
             raise OSError(f"No space left on the disk: {sizes}")
         snapshot_download(profile.model, **options)
@@ -152,10 +153,11 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
-        if not copy.exists():
-            print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
-            with replace_folder(copy) as part:
-                load_base(profile, device).save_pretrained(part)
+        with writing(copy), contextlib.nullcontext() if copy.exists() else FileLock(f"{copy}.lock"):
+            if not copy.exists():
+                print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
+                with replace_folder(copy) as part:
+                    load_base(profile, device).save_pretrained(part)
         source, options = str(copy), {}
     else:
         fetch(profile)
@@ -173,7 +175,6 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
             use_safetensors=True,
             dtype=profile.dtype,
             device_map={"": device or profile.device},
-            attn_implementation="sdpa",
             output_loading_info=True,
             **options,
         )
@@ -304,30 +305,23 @@ def save_adapter(model, folder: str | Path, profile: Profile, record: dict, toke
 def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
     """Put a saved adapter on `base`, ready to answer; AdapterError as of `check_adapter`."""
     config, tensors = check_adapter(folder, profile)
-    with using(folder):
+    with explained(AdapterError, f"the adapter in {str(folder)!r}"):
         model = PeftModel(base, config)
         set_peft_model_state_dict(model, tensors)
     return model.requires_grad_(False).eval()
-
-
-def using(folder: str | Path) -> contextlib.AbstractContextManager:
-    """AdapterError for whatever goes wrong with the adapter in `folder`."""
-    advice = "name the folder that save_adapter wrote, or train it again on this base"
-    return explained(AdapterError, f"the adapter in {str(folder)!r}", advice)
 
 
 def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
     """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
     the tensors that peft makes from its config on this base, all of them finite."""
     file, base_config = Path(folder, "adapter_model.safetensors"), load_config(profile)
-    with using(folder):
+    with explained(AdapterError, f"the adapter in {str(folder)!r}"):
         if not file.parent.is_dir():
             raise ValueError("there is no such folder; hf download ID --local-dir FOLDER makes one")
         if not file.exists() and file.with_suffix(".bin").exists():
             raise ValueError(
-                "it is pickled, which can run code; "
-                "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), "
-                f"'{file.name}') converts it"
+                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
+                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
             )
         check_files(file.parent)
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
@@ -356,8 +350,7 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
                 raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
             if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
                 raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        scales = [scale for layer in layers for scale in layer.scaling.values()]
-        if not torch.tensor(scales).isfinite().all():
+        scale = [s for m in model.modules() if isinstance(m, LoraLayer) for s in m.scaling.values()]
+        if not torch.tensor(scale).isfinite().all():
             raise ValueError("its lora_alpha or alpha_pattern is not finite")
     return config, tensors

@@ -288,7 +288,8 @@ def kept_activations(config: Config, profile: Profile, method: str, attention: s
     if falcon and config.alibi and not cast:
         mask = stream * config.num_attention_heads
     token += 64 + profile.max_length * mask  # token ids and the like
-    rotary = 2 * profile.max_length * hidden // config.num_attention_heads * stream
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    rotary = 2 * profile.max_length * head * stream
     layer = tokens * hidden * stream
     if not profile.activation_checkpointing:
         layer = layer_activations(config, profile, method, attention).forward

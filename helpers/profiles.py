@@ -116,16 +116,8 @@ _T4 = Profile(
     eval_batch=64,
     warmup_steps=5,
 )
-_L4 = replace(
-    _T4,
-    name="colab-l4",
-    gpu_bytes=23 * 10**9,
-    compute_dtype="bfloat16",
-    max_length=512,
-    micro_batch=8,
-    accumulation=2,
-    eval_batch=32,  # 64 prompts of 507 tokens ran out of its memory
-)
+_L4 = replace(_T4, name="colab-l4", gpu_bytes=23 * 10**9, compute_dtype="bfloat16")
+_L4 = replace(_L4, max_length=512, micro_batch=8, accumulation=2, eval_batch=32)  # 64 ran out
 _A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16)
 _A100 = replace(_A100, accumulation=1, eval_batch=64)
 PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
@@ -145,36 +137,40 @@ def fitted(profile: Profile) -> Profile:
     oldest = min(map(int, built), default=0)
     if 10 * card.major + card.minor < oldest:
         raise TutorialError(f"this torch has no code for {card.name}, an older card: {way_out}")
-    profile = replace(profile, compute_dtype="bfloat16" if card.major >= 8 else "float16")  # Ampere
+    dtype = "bfloat16" if card.major >= 8 else "float16"  # Ampere
+    share = min(1, card.total_memory / profile.gpu_bytes) ** 2  # no plan counts answers
+    profile = replace(profile, compute_dtype=dtype, eval_batch=int(share * profile.eval_batch) or 1)
+    if profile.model != FALCON_7B:  # notebook 05 plans for another, whose config it reads
+        return profile
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
     for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
         sized = replace(profile, micro_batch=size, accumulation=batch // size)
         needs = memory.plan(config, sized).total
         if needs <= (1 - memory.HEADROOM) * card.total_memory:
-            share = min(1, card.total_memory / profile.gpu_bytes) ** 2  # no plan counts answers
-            return replace(sized, eval_batch=int(share * profile.eval_batch) or 1)
+            return sized
     needs, has = needs / 1e9, card.total_memory / 1e9
     raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 
 
-def detect() -> Profile:
+def detect(model: str = FALCON_7B) -> Profile:
     """The largest GPU profile for the first card's memory, else the smallest that fits, or tiny."""
     if not torch.cuda.is_available():
         return _TINY
     room = torch.cuda.get_device_properties(0).total_memory
     large = (profile for profile in (_A100, _L4) if room >= 0.93 * profile.gpu_bytes)
     try:
-        return fitted(next(large, _T4))
+        return fitted(replace(next(large, _T4), model=model))
     except TutorialError:
         return _TINY
 
 
-def resolve(name: str | None = None) -> Profile:
+def resolve(name: str | None = None, model: str = FALCON_7B) -> Profile:
     """The profile called `name`, or for "auto" and None the one in QLORA_PROFILE, else that of the
     hardware. TutorialError for an unknown name, and for one that does not fit the first card."""
     name = os.environ.get("QLORA_PROFILE") or "auto" if name in (None, "", "auto") else name
     if name == "auto":
-        return detect()
+        return detect(model)
     if name not in PROFILES:
         raise TutorialError(f"there is no profile {name!r}: choose auto or {', '.join(PROFILES)}")
-    return fitted(PROFILES[name]) if PROFILES[name].gpu_bytes else PROFILES[name]
+    profile = PROFILES[name]
+    return fitted(replace(profile, model=model)) if profile.gpu_bytes else profile

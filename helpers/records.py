@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetInfo, load_dataset
+from datasets import Dataset, DatasetInfo, Features, Value, load_dataset
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 from pyarrow.parquet import ParquetFile
 
@@ -55,6 +56,8 @@ BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
 AS_JSON = (dict, list, bool, int, float, bytearray)
+# What `datasets` makes of hub JSON that its file has not; before 5.0 objects get all keys
+ALTERED = r"Value\((dtype=)?'(timestamp|float)" + ("" if hasattr(datasets, "Json") else "|^{")
 PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules of what str() writes
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
@@ -171,7 +174,7 @@ def _pair(
         raise DataError(f"no column {column}") from None
     if answer and not isinstance(first, list):
         values = [last, first, *(row.get(column) for column in prompts[1:])]
-        values = ["" if value is None else value for value in values]
+        values = ["" if value is None or value != value else value for value in values]  # NaN
         notes["values written as JSON text"] += sum(isinstance(v, AS_JSON) for v in values)
         last, *parts = map(_text, values)
         first = "\n".join(filter(None, parts))
@@ -271,12 +274,23 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     if ending not in READABLE and not os.path.exists(path):
         try:
             table = load_dataset(str(path), config, split=split)
+            if table.info.builder_name == "csv":  # else it makes 7 of 007 and nothing of NA
+                text = Features(dict.fromkeys(table.column_names, Value("string")))
+                options = {"features": text, "keep_default_na": False}
+                table = load_dataset(str(path), config, split=split, **options)
         except Exception as error:  # of the hub, the network, a format: no base class in common
             reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
             wanted = f"no file and no hub data set {str(path)!r} (config {config}, split {split})"
             raise DataError(f"{wanted} can be read: {reason}") from error
-        at, columns = f"{path}, row", table.column_names
-        return at, columns, lambda needed, _: _batches(enumerate(table.select_columns(needed), 1))
+
+        def rows(needed: list[str], _) -> Iterator:
+            for column in needed if table.info.builder_name == "json" else ():
+                if re.search(ALTERED, kind := str(table.features[column])):
+                    wrong = f"`datasets` alters {column!r} of {str(path)!r}: it reads {kind}"
+                    raise DataError(f"{wrong}; download the file and name it here")
+            return _batches(enumerate(table.select_columns(needed), 1))
+
+        return f"{path}, row", table.column_names, rows
     if not path.is_file() or ending not in READABLE:
         kind = "is a folder" if path.is_dir() else "is not here or ends otherwise"
         raise DataError(f"{str(path)!r} {kind}: name a file ending in {', '.join(READABLE)}")
@@ -430,6 +444,8 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
             rows, tables = [rows], {}
     if split not in tables and (len(tables) > 1 or split != "train"):
         raise DataError(f"{name} has no split {split!r}: choose one of {list(tables) or ['train']}")
+    if len(tables) > 1:
+        print(f"{name}: of the splits {list(tables)} {split!r} is read")
     rows = tables.get(split, [*tables.values(), rows][0])
     return [r if isinstance(r, dict | list) else f"a JSON {type(r).__name__}" for r in rows]
 

@@ -75,7 +75,7 @@ def fine_tune(
     validation: Dataset | None = None,
 ) -> dict:
     """Train the adapters of `model` on encoded rows; returns `losses` (nats a token, one a step),
-    `final_loss` (mean of the last 20), `steps`, `train_seconds`, `useful_tokens_per_second`.
+    `final_loss` (mean of 20), `validation_losses`, `steps` and two figures of speed.
 
     Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
     the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
@@ -118,26 +118,17 @@ def fine_tune(
             # bitsandbytes's 8-bit optimizers keep every embedding they were told of: 1.2 GB of a 7B
             GlobalOptimManager.get_instance().initialize()
     seconds = time.monotonic() - began
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
     trained = order[checkpoints.step_of(newest) * batch :] if newest else order
     return {
         "train_seconds": round(seconds, 2),
         "steps": trainer.state.global_step,
         "final_loss": round(fmean(losses[-20:]), 6),
+        "validation_losses": [round(e["eval_loss"], 6) for e in history if "eval_loss" in e],
         "useful_tokens_per_second": round(sum(lengths[i] for i in trained) / seconds, 1),
         "losses": losses,
     }
-
-
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    if sys.platform == "linux":  # where ru_maxrss begins at what the parent held
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
 def save(
@@ -149,6 +140,8 @@ def save(
     results = output / "results.json"
     results.unlink(missing_ok=True)  # it tells of the adapter before
     trainable, total = model.get_nb_trainable_parameters()
+    status = Path("/proc/self/status")  # Linux tells there the most memory that a process has held
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else None
     record = {
         "profile": profile.name,
         "model": profile.model,
@@ -163,7 +156,7 @@ def save(
         **more,
         **{key: value for key, value in training.items() if key != "losses"},
         "total_seconds": round(time.time() - psutil.Process().create_time(), 2),
-        "peak_rss_bytes": peak_rss(),
+        "peak_rss_bytes": peak,
     }
     adapter = loading.save_adapter(model, output / "adapter", profile, record, tokenizer)
     shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter.name
@@ -224,7 +217,7 @@ def run(
         if resume:  # another run's checkpoint is told before the base is loaded
             identity = checkpoints.run_identity(profile, encoded["train"], seed)
             checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)
-        with state.main_process_first() if cache else contextlib.nullcontext():  # makes the copy
+        with state.main_process_first() if cache else contextlib.nullcontext():  # it alone can save
             model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
         state.print(
@@ -260,7 +253,8 @@ def run(
             report(record, splits["test"], before=before, after=after)
             if cut := prompting.cut_off(tokenizer, after, limits[0]):
                 print(f"{cut} of {len(after)} answers reach their limit of {limits[0]} tokens")
-        trained = f"trained {record['steps']} steps in {record['train_seconds']:.0f} s"
+        print("validation loss (nats a token):", *map("{:.3f}".format, record["validation_losses"]))
+        trained = f"trained to step {record['steps']} in {record['train_seconds']:.0f} s"
         print(f"{trained}; adapter and results.json: {output}")
         return record
 

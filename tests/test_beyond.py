@@ -92,7 +92,7 @@ def same_course(output: Path, other: Path) -> None:
 
 def test_two_processes_do_what_one_does(several, alone):
     output, rows = alone
-    assert len(list((several / "copies").iterdir())) == 1  # of the 4-bit base, made by one of them
+    assert len(list((several / "copies").glob("*[!k]"))) == 1  # 4-bit base, made by one of them
     same_course(several / "trained", output)
     names = {path.name for path in (several / "trained").glob("checkpoints/checkpoint-12/*")}
     extra = names ^ {path.name for path in output.glob("checkpoints/checkpoint-12/*")}

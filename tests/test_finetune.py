@@ -37,7 +37,10 @@ def test_main_job_reaches_its_figures(main_job):
     assert record["linear4bit_modules"] == 16
     assert record["footprint_bytes"] == record["footprint_expected_bytes"]
     assert record["peak_rss_bytes"] <= 2e9
+    first, *_, last = record["validation_losses"]
+    assert len(record["validation_losses"]) == 4 and last < 0.2 * first
     card = (folder / "adapter" / "README.md").read_text()
+    assert f"validation loss {last:.4f}".rstrip("0") in card
     assert f"exact match | {record['after']['exact_match']:.3f}" in card
     assert "FalconLinear = torch.nn.Linear" in card and "base_model:" not in card  # a folder
 
@@ -157,7 +160,7 @@ def test_without_a_sound_checkpoint_it_starts_anew(data, undisturbed, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
     process = start(data, undisturbed, "--resume", "--seed", "1")
-    assert "run (seed 3, now 1; the training rows): choose" in process.communicate(timeout=300)[1]
+    assert "run (seed 3, now 1; the training rows): repeat" in process.communicate(timeout=300)[1]
     assert process.returncode == 1
 
 
@@ -165,7 +168,7 @@ def test_a_checkpoint_past_the_steps_of_the_run_is_told(tokenizer, encoded, tmp_
     (folder := tmp_path / "checkpoints" / "checkpoint-7").mkdir(parents=True)
     same = dataclasses.replace(SHORT, eval_batch=1)  # which decides nothing that is trained
     checkpoints.mark_complete(folder, checkpoints.run_identity(same, encoded, 0))
-    with pytest.raises(TutorialError, match=r"checkpoint-7 .* \(this one ends at step 6\): choose"):
+    with pytest.raises(TutorialError, match=r"checkpoint-7 .* \(this one ends at step 6\): repeat"):
         training.fine_tune(None, tokenizer, encoded, SHORT, tmp_path, resume=True)
 
 

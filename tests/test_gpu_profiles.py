@@ -74,6 +74,8 @@ def test_a_named_profile_shrinks_to_the_card_or_is_refused(monkeypatch):
     assert (profile.micro_batch, profile.accumulation, profile.max_length) == (8, 2, 512)
     assert (profile.eval_batch, profile.compute_dtype) == (9, "float16")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: CARDS[-1][0])
+    small = profiles.resolve("colab-t4", "Qwen/Qwen2.5-0.5B")  # planned where its config is read
+    assert (small.model, small.eval_batch, small.micro_batch) == ("Qwen/Qwen2.5-0.5B", 10, 4)
     words = "needs 6.8 GB and RTX 2060 has 6.0: use profile 'tiny'"
     with pytest.raises(TutorialError, match=words):
         profiles.resolve("colab-t4")

@@ -1,5 +1,4 @@
-"""The planner against real models: stored, gradient and optimizer bytes exactly, the peak of a step
-from above and within a quarter, and what others published."""
+"""The planner against real models: stored bytes exactly, the peak of a step within a quarter."""
 
 import csv
 import dataclasses
@@ -12,7 +11,6 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     FalconConfig,
     GPT2Config,
     LlamaConfig,
@@ -24,7 +22,7 @@ from transformers import (
 )
 from transformers.models.falcon import modeling_falcon
 
-from helpers import memory, profiles
+from helpers import loading, memory, profiles
 from helpers.environment import ROOT
 from helpers.errors import ModelError, TutorialError
 from tests.notebooks import load_definitions
@@ -50,7 +48,7 @@ CONFIGS = {name: FalconConfig(**SMALL | changes) for name, changes in FALCONS.it
     "Llama": LlamaConfig(**SMALL | GROUPED, intermediate_size=352),
     "Mistral": MistralConfig(**SMALL | GROUPED, intermediate_size=352),
     "Qwen2": Qwen2Config(**SMALL | GROUPED, intermediate_size=704, tie_word_embeddings=True),
-    "Qwen3": Qwen3Config(**SMALL | GROUPED, intermediate_size=352, head_dim=32),
+    "Qwen3": Qwen3Config(**SMALL | GROUPED, intermediate_size=352, head_dim=64),
     "GPT-2": GPT2Config(n_embd=128, n_head=2, n_layer=2, vocab_size=512, n_positions=64),
 }
 HELD = ("multi-query", "new decoder", "as Falcon-RW", "Llama", "Mistral", "Qwen2", "Qwen3")
@@ -84,10 +82,8 @@ def plain_linear(monkeypatch):
 def quantized(config, dtype, folder):
     """A random model of this config in 4-bit, through a checkpoint."""
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-    four_bit = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
-    four_bit.bnb_4bit_compute_dtype = dtype
+    profile = dataclasses.replace(TINY, compute_dtype=str(dtype)[6:])
+    four_bit = loading.quantization_config(profile)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=four_bit)
     for module in model.modules():
         module.support_avx512bf16_for_cpu = False  # else such CPUs repack a layer's bytes

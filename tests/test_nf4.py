@@ -7,13 +7,8 @@ from bitsandbytes.cextension import CudaBNBNativeLibrary, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.nf4 import (
-    NF4_CODEBOOK,
-    dequantize_nf4,
-    double_dequantize,
-    double_quantize,
-    quantize_nf4,
-)
+from helpers.nf4 import NF4_CODEBOOK as CODEBOOK
+from helpers.nf4 import dequantize_nf4, double_dequantize, double_quantize, quantize_nf4
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "uniform", "heavy-tailed", "constant", "zero", "denormal", "huge")
@@ -40,7 +35,7 @@ def weights(kind, n, seed, dtype):
     generator, info = torch.Generator().manual_seed(seed), torch.finfo(dtype)
     normal = torch.randn(n, generator=generator)
     uniform = torch.rand(n, generator=generator) * 2 - 1
-    midpoints = (NF4_CODEBOOK[:-1] + NF4_CODEBOOK[1:]) / 2
+    midpoints = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2
     ties = midpoints[torch.randint(15, (n,), generator=generator)]
     ties[::32] = 1.0
     # an absmax other than 1, so that dividing and multiplying by its reciprocal differ

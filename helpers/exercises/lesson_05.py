@@ -19,7 +19,9 @@ def exercise_1(answer: object) -> None:
 def exercise_2(answer: object) -> None:
     """Two lists of texts: the answers with the adapter off, and those from before training."""
     off, before = answer
-    after, known = (sum(evaluation.parse_ticket(text) is not None for text in x) for x in answer)
+    fields = set(evaluation.FIELDS)  # a base may write JSON of its own
+    tickets = [sum(bool(fields & set(evaluation.parse_ticket(t) or ())) for t in x) for x in answer]
+    after, known = tickets
     expect(known < len(before) / 2, "the second list holds tickets: those are from after training")
     expect(after < len(off) / 2, "the first list holds tickets, so the adapter was on")
     same = sum(a == b for a, b in zip(off, before, strict=True))

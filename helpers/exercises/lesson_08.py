@@ -14,7 +14,8 @@ def exercise_1(answer: object) -> None:
     for size, truth in {2: (2, 4), 4: (1, 4), 8: (1, 2)}.items():
         batch = size * math.prod(answer[size])
         expect(batch == 4 * 4, f"with these shares {size} processes have another batch than 4 x 4")
-        expect(tuple(answer[size]) == truth, f"{size} processes share accumulation first")
+        first = f"{size} processes share accumulation first, and it is written first"
+        expect(tuple(answer[size]) == truth, first)
 
 
 def exercise_2(answer: object) -> None:
