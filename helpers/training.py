@@ -253,7 +253,7 @@ def run(
             report(record, splits["test"], before=before, after=after)
             if cut := prompting.cut_off(tokenizer, after, limits[0]):
                 print(f"{cut} of {len(after)} answers reach their limit of {limits[0]} tokens")
-        print("validation loss (nats a token):", *map("{:.3f}".format, record["validation_losses"]))
+        print("validation loss (nats a token):", *map("{:.4f}".format, record["validation_losses"]))
         trained = f"trained to step {record['steps']} in {record['train_seconds']:.0f} s"
         print(f"{trained}; adapter and results.json: {output}")
         return record
