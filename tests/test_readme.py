@@ -99,13 +99,11 @@ def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
 
 
 def test_the_answer_on_four_bits_is_what_notebook_07_printed():
-    new = printed(notebook("07")).split("minus full fp32")[2]
-    line = re.search(r"NF4\+DQ .*?(-\d\.\d) ± (\d\.\d) +(-\d\.\d) ± (\d\.\d)", new).groups()
-    five, seven = (float(line[i]) - float(line[i + 1]) for i in (0, 2))
-    assert (round(five), round(seven)) == (-15, -12)
-    assert [round(float(mean)) for mean in (line[0], line[2])] == [-6, -5]
     equal = printed(notebook("07")).split("minus LoRA bf16, both at 0.0003")[1]
     point, seven = re.search(r"NF4\+DQ +-(.*?) +-(.*)", equal).groups()
     text = " ".join(README.split())
     assert f"QLoRA is {point} points behind LoRA ({seven} by seven pairs)" in text
-    assert "five to six points behind full fine-tuning, and may have lost none or up to" in text
+    level = re.search(r"LoRA bf16 +0.0003 .* -0\.0 ± 1\.5", printed(notebook("07")))
+    assert level and "LoRA at its low rate is level with full fine-tuning" in text
+    assert "up to 31 points" in text  # which notebook 07 asserts
+    assert "up to 31 points" in notebook("07").read_text(encoding="utf-8")
