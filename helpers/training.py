@@ -286,7 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=whole_number(0, 2**32 - 1), default=0)
-    add("--steps", type=whole_number(), help="optimizer steps; default the profile's")
+    add("--steps", dest="max_steps", type=whole_number(), help="default the profile's")
+    add("--learning-rate", type=float, help="default the profile's")
     add("--save-steps", type=whole_number(), help="between checkpoints; default the profile's")
     add("--output", help="folder for adapter and checkpoints; default runs/<profile>")
     add("--resume", action="store_true", help="go on from the newest sound checkpoint")
@@ -310,8 +311,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.write_recipe is not None:
             write_recipe(args.write_recipe)
             return
-        asked = {"max_steps": args.steps, "save_steps": args.save_steps}
-        profile = replace(profiles.resolve(args.profile), **{k: v for k, v in asked.items() if v})
+        fields = {"max_steps", "save_steps", "learning_rate"} & given
+        asked = {name: getattr(args, name) for name in fields}
+        profile = replace(profiles.resolve(args.profile), **asked)
         splits, data = None, "data/tickets"
         if args.data is not None:
             options = {name: getattr(args, name) for name in (*columns, "split", "config")}
