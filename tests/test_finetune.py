@@ -33,12 +33,12 @@ def test_main_job_reaches_its_figures(main_job):
     assert record["before"]["exact_match"] <= 0.02
     assert record["after"]["valid_json"] >= 0.99
     assert record["after"]["exact_match"] >= 0.98
-    assert record["after_reworded"]["exact_match"] >= 0.78
+    assert record["after_reworded"]["exact_match"] >= 0.92
     assert record["linear4bit_modules"] == 16
     assert record["footprint_bytes"] == record["footprint_expected_bytes"]
     assert record["peak_rss_bytes"] <= 2e9
     first, *_, last = record["validation_losses"]
-    assert len(record["validation_losses"]) == 4 and last < 0.2 * first
+    assert len(record["validation_losses"]) == 4 and last < 0.4 * first
     card = (folder / "adapter" / "README.md").read_text()
     assert f"validation loss {last:.4f}".rstrip("0") in card
     assert f"exact match | {record['after']['exact_match']:.3f}" in card
