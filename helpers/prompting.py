@@ -21,23 +21,12 @@ def build_prompt(prompt: str) -> str:
     return f"User: {prompt}\nAssistant:"
 
 
-def encode_example(tokenizer, prompt: str, answer: str) -> dict[str, list[int]]:
-    """`input_ids` of prompt, answer and end token; `labels` the same with the prompt ignored.
-
-    The end token stays in the labels: without it a model never learns to stop. The answer gets no
-    start token, which the tokenizers of other families add."""
-    prompt_ids = tokenizer(build_prompt(prompt))["input_ids"]
-    answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
-    answer_ids = [*answer_ids, tokenizer.eos_token_id]
-    labels = [IGNORED] * len(prompt_ids) + answer_ids
-    return {"input_ids": prompt_ids + answer_ids, "labels": labels}
-
-
 def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[Dataset, list[int]]:
-    """(encoded, rows left out): `prompt` and `answer` of every record as `encode_example` does, in
-    batches; rows over `max_length` tokens are left out and named by their index.
+    """(encoded, rows left out): `input_ids` of each record's prompt, answer and end token, `labels`
+    the same with the prompt ignored; rows over `max_length` tokens are named by their index.
 
-    A cut-off example would teach an answer without its end. DataError if none remains."""
+    Without the end token a model never learns to stop, and a cut-off example would teach an answer
+    without its end. DataError if none remains."""
     backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     backend.no_padding()  # an earlier call of the tokenizer may have left it on
     backend.no_truncation()
@@ -46,6 +35,7 @@ def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[
         prompts = [build_prompt(prompt) for prompt in batch["prompt"]]
         answers = [" " + answer for answer in batch["answer"]]
         prompts = backend.encode_batch_fast(prompts)  # fast: without offsets
+        # the answer gets no start token, which the tokenizers of other families add
         answers = backend.encode_batch_fast(answers, add_special_tokens=False)
         pairs = [(p.ids, [*a.ids, end]) for p, a in zip(prompts, answers, strict=True)]
         lengths += [len(prompt) + len(answer) for prompt, answer in pairs]

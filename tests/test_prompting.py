@@ -11,13 +11,16 @@ from tokenizers.processors import TemplateProcessing
 from helpers import evaluation, prompting, records
 from helpers.environment import ROOT
 from helpers.errors import DataError
+from tests.notebooks import load_definitions
 
 
 def test_encoding_in_batches_is_encoding_one_by_one_and_names_what_is_left_out(tokenizer):
     rows = records.read_tickets("validation")
     tokenizer(["a", "b c d e"], padding=True)  # the tokenizer stays set to pad
     encoded, too_long = prompting.encode(rows, tokenizer, 70)
-    alone = [prompting.encode_example(tokenizer, r["prompt"], r["answer"]) for r in rows]
+    lesson = load_definitions("04", "build_prompt", "encode_example")
+    lesson["end"] = tokenizer.eos_token_id
+    alone = [lesson["encode_example"](tokenizer, r["prompt"], r["answer"]) for r in rows]
     assert 0 < len(too_long) < len(rows)
     assert too_long == [i for i, row in enumerate(alone) if len(row["input_ids"]) > 70]
     assert list(encoded) == [row for i, row in enumerate(alone) if i not in too_long]
@@ -33,8 +36,7 @@ def test_a_start_token_begins_the_prompt_and_not_the_answer(tokenizer):
     encoded, _ = prompting.encode(Dataset.from_dict(rows), starting, 200)
     plain, _ = prompting.encode(Dataset.from_dict(rows), tokenizer, 200)
     assert encoded["input_ids"] == [[tokenizer.eos_token_id, *ids] for ids in plain["input_ids"]]
-    pairs = zip(rows["prompt"], rows["answer"], strict=True)
-    assert list(encoded) == [prompting.encode_example(starting, *pair) for pair in pairs]
+    assert encoded["labels"] == [[prompting.IGNORED, *labels] for labels in plain["labels"]]
 
 
 def test_the_answers_limit_comes_from_the_data(tokenizer):

@@ -278,7 +278,8 @@ def test_a_chat_becomes_the_template(tokenizer):
     more = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
     prompt, answer = records.chat_to_pair([system, *CHAT, *more])
     assert prompting.build_prompt(prompt) == "User: Be short.\na\nAssistant: b\nUser: c\nAssistant:"
-    example = prompting.encode_example(tokenizer, prompt, answer)
+    row = Dataset.from_list([{"prompt": prompt, "answer": answer}])
+    (example,), _ = prompting.encode(row, tokenizer, 99)
     learned = [label for label in example["labels"] if label != prompting.IGNORED]
     assert tokenizer.decode(learned) == " d" + tokenizer.eos_token  # only the last answer
     text = "### Human: a### Assistant: b### Human: c### Assistant: d"

@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq
 
 from data.study import study
@@ -82,11 +83,17 @@ def message_pairs() -> tuple[list[dict], list[dict]]:
         for rows, names in zip(pairs, products(), strict=True):
             name = names[i % len(names)]
             texts = [row[part].replace(ticket["product"], name) for part in ("prompt", "answer")]
-            ids = prompting.encode_example(study.tokenizer(), *texts)["input_ids"]
-            labels = [prompting.IGNORED] * len(ids)
-            labels[-3] = ids[-3]
-            rows.append({"input_ids": ids, "labels": labels})
-    return pairs
+            rows.append(dict(zip(("prompt", "answer"), texts, strict=True)))
+    return tuple(map(urgency_alone, pairs))
+
+
+def urgency_alone(rows: list[dict]) -> list[dict]:
+    """The rows encoded, with the token of the urgency as the only label."""
+    encoded = prompting.encode(Dataset.from_list(rows), study.tokenizer(), 999)[0].to_list()
+    for row in encoded:
+        row["labels"][:] = [prompting.IGNORED] * len(row["labels"])
+        row["labels"][-3] = row["input_ids"][-3]
+    return encoded
 
 
 @torch.inference_mode()

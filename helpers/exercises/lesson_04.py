@@ -23,8 +23,8 @@ def exercise_1(answer: object) -> None:
 def exercise_2(answer: object) -> None:
     """A function that returns a batch with input_ids and labels, as wide as its longest row."""
     tokenizer = loading.load_tokenizer(PROFILES["tiny"])
-    pairs = (("Where is my kettle?", "On its way."), ("Stop it.", "Done."), ("Why?", "So it is."))
-    rows = [prompting.encode_example(tokenizer, *pair)["input_ids"] for pair in pairs]
+    texts = ("Where is my kettle? On its way.", "Stop it. Done.", "Why? So it is.")
+    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     batch = call(answer, [{"input_ids": row} for row in rows])
     for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
         length, ids, labels = len(row), ids.tolist(), labels.tolist()
