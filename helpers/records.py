@@ -181,12 +181,9 @@ def _pair(
     else:
         if any(row.get(column) not in (None, "") for column in prompts[1:]):
             raise DataError(f"{prompts[0]!r} is a conversation, which no other column can join")
-        if answer:
-            if not isinstance(last, list):
-                last = [{"text": _text("" if last is None else last)}]
-            if not (last and isinstance(last[0], dict) and "role" in last[0]):
-                last = [{"role": "assistant", "content": last}]
-            first = [*first, *last]
+        if answer and not isinstance(last, list):
+            last = [{"role": "assistant", "content": _text("" if last is None else last)}]
+        first = [*first, *last] if answer else first
         try:
             first, last = chat_to_pair(first)
         except DataError as error:
@@ -318,10 +315,8 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
         return at, _columns(rows), lambda *_: _batches(enumerate(rows, 1))
     columns = _columns(map(_parse, itertools.islice(file, BATCH)))
     for known, answer in LAYOUTS.values():
-        for column in known[1:]:  # it may be missing, and may begin later
-            word = f'"{column}"'.encode()
-            if {known[0], answer} <= {*columns} and column not in columns:
-                columns += [column] if any(word in block for block in _blocks(file)) else []
+        if {known[0], answer} <= {*columns}:  # the others may begin later
+            columns += [column for column in known[1:] if column not in columns]
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
 
@@ -347,12 +342,6 @@ def _batches(rows: Iterator) -> Iterator[list]:
     return iter(lambda: list(itertools.islice(rows, BATCH)), [])
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """A file from its beginning, half a megabyte and the rest of a line at a time."""
-    file.seek(0)
-    return iter(lambda: file.read(2**19) + file.readline(), b"")
-
-
 def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -> Iterator:
     """JSON lines, a block at a time: a table if each line is an object with a prompt and an answer
     that `_pair` would return as they are, else numbered rows."""
@@ -361,7 +350,8 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
     words = map(re.escape, [*special, USER, ASSISTANT])
     odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
     number = 1
-    for block in _blocks(file):
+    file.seek(0)
+    for block in iter(lambda: file.read(2**19) + file.readline(), b""):
         count = block.count(b"\n") + (not block.endswith(b"\n"))
         try:
             block.decode()
