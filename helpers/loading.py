@@ -1,9 +1,8 @@
-"""Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, adapters and their card."""
+"""Tokenizer, 4-bit base model and the proof that it is 4-bit, LoRA, saved with its card."""
 
 import contextlib
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,12 @@ from filelock import FileLock
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import DryRunError
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.falcon import modeling_falcon
 
 from helpers import memory
 from helpers.environment import MEMORY_RAN_OUT, replace_folder, writing
-from helpers.errors import AdapterError, ModelError, NotQuantizedError, TutorialError
+from helpers.errors import ModelError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
 
 FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
@@ -300,57 +296,3 @@ def save_adapter(model, folder: str | Path, profile: Profile, record: dict, toke
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(str(ModelCard.from_template(data, **facts)), "utf-8")
     return Path(folder)
-
-
-def load_adapter(base, folder: str | Path, profile: Profile) -> PeftModel:
-    """Put a saved adapter on `base`, ready to answer; AdapterError as of `check_adapter`."""
-    config, tensors = check_adapter(folder, profile)
-    with explained(AdapterError, f"the adapter in {str(folder)!r}"):
-        model = PeftModel(base, config)
-        set_peft_model_state_dict(model, tensors)
-    return model.requires_grad_(False).eval()
-
-
-def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dict]:
-    """(config, tensors) of a LoRA of the profile's base; AdapterError unless its file holds exactly
-    the tensors that peft makes from its config on this base, all of them finite."""
-    file, base_config = Path(folder, "adapter_model.safetensors"), load_config(profile)
-    with explained(AdapterError, f"the adapter in {str(folder)!r}"):
-        if not file.parent.is_dir():
-            raise ValueError("there is no such folder; hf download ID --local-dir FOLDER makes one")
-        if not file.exists() and file.with_suffix(".bin").exists():
-            raise ValueError(
-                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
-                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
-            )
-        check_files(file.parent)
-        entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
-        method = entries.get("peft_type") if isinstance(entries, dict) else "not told"
-        if method != "LORA" or entries.get("alora_invocation_tokens"):
-            raise ValueError(f"its method is {method}, only LoRA is known here, and no aLoRA")
-        if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
-            raise ValueError(f"init_lora_weights {entries['init_lora_weights']} may alter its base")
-        for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
-            if not isinstance(entries.get(key), kind):
-                raise ValueError(f"{key} is {entries.get(key)!r}")
-        base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
-        if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
-            same = "; if they are one model, write that name into adapter_config.json"
-            wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
-            raise ValueError(f"{wrong} ({profile.revision}){same * (base != profile.model)}")
-        config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
-        with torch.device("meta"), falcon_made_of_plain_linear():
-            model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
-        made = get_peft_model_state_dict(model, save_embedding_layers=False)
-        whole = get_peft_model_state_dict(model, save_embedding_layers=True)
-        made = whole if whole.keys() == tensors.keys() else made  # some adapters bring the head
-        for name in made | tensors:
-            has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
-            if has != wanted:
-                raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
-            if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
-                raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
-        scale = [s for m in model.modules() if isinstance(m, LoraLayer) for s in m.scaling.values()]
-        if not torch.tensor(scale).isfinite().all():
-            raise ValueError("its lora_alpha or alpha_pattern is not finite")
-    return config, tensors

@@ -95,7 +95,7 @@ def logits_alone(model, name, inputs):
 def test_each_adapter_beside_another_is_as_alone(model, folders, tokenizer, prompts):
     inputs, _ = batch_of(tokenizer, prompts[:8])
     for name in ("a", "b", "a"):
-        single = loading.load_adapter(loading.load_base(TINY), folders[name], TINY)
+        single = adapters.load_adapter(loading.load_base(TINY), folders[name], TINY)
         with torch.inference_mode():
             assert torch.equal(logits_alone(model, name, inputs), single(**inputs).logits)
     a, b = (logits_alone(model, name, inputs) for name in ("a", "b"))
@@ -245,13 +245,13 @@ def test_adapters_as_people_bring_them(base, folders, tmp_path, config, tensors,
     changed = (tensors or (lambda t: t))(tensors_of(folders["a"]))
     save_file({k: v.contiguous() for k, v in changed.items()}, folder / "adapter_model.safetensors")
     if words is None:
-        found = only("lora_B")(loading.load_adapter(base, folder, TINY).state_dict())
+        found = only("lora_B")(adapters.load_adapter(base, folder, TINY).state_dict())
         wanted = renamed("weight", "default.weight")(only("lora_B")(changed))
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     else:
         with pytest.raises(AdapterError, match=words):
-            loading.load_adapter(base, folder, TINY)
+            adapters.load_adapter(base, folder, TINY)
 
 
 def test_pickled_weights_are_refused(folders, base, tmp_path):
@@ -260,7 +260,7 @@ def test_pickled_weights_are_refused(folders, base, tmp_path):
     torch.save(tensors_of(folder), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="it is pickled, .* weights_only=True.* converts it"):
-        loading.load_adapter(base, folder, TINY)
+        adapters.load_adapter(base, folder, TINY)
 
 
 def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
@@ -291,7 +291,7 @@ def test_a_head_of_its_own_is_merged_without_the_embedding(tmp_path, tokenizer, 
     model.save_pretrained(folder)
     assert adapters.main(["merge", str(folder), str(merged), "--dtype", "float32"]) == 0
     ids = tokenizer(prompts[:1], return_tensors="pt")["input_ids"]
-    wanted = loading.load_adapter(loading.load_base(TINY), folder, TINY)(ids).logits
+    wanted = adapters.load_adapter(loading.load_base(TINY), folder, TINY)(ids).logits
     found = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_the_adapter_before(base, tmp_path):
 
 def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts):
     """The README that is saved beside an adapter, run as it stands, but for the base's folder."""
-    model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
+    model = adapters.load_adapter(loading.load_base(TINY), folders["a"], TINY)
     code = (folders["a"] / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace('"data/tiny-falcon"', repr(TINY.model_path)).replace("MESSAGE", prompts[0])
     code += "import bitsandbytes as bnb\n"
@@ -347,7 +347,7 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     assert len(answers) == 6 and answers[2] == answers[4] == ""  # blank lines are no messages
     errors = [x for x in process.stderr.decode().splitlines() if x.startswith("DataError")]
     assert len(errors) == 2 and "special token" in errors[0] and "shorten it" in errors[1]
-    model = loading.load_adapter(loading.load_base(TINY), folders["a"], TINY)
+    model = adapters.load_adapter(loading.load_base(TINY), folders["a"], TINY)
     limit = RECORD["max_new_tokens"]  # of the README beside the adapter
     assert 0 < process.stderr.decode().count("is cut off at") < len(answers)
     own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)

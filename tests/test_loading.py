@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
-from helpers import loading, memory, profiles, prompting, training
+from helpers import adapters, loading, memory, profiles, prompting, training
 from helpers.errors import ModelError, NotQuantizedError
 from tests.test_memory import CONFIGS
 
@@ -47,7 +47,7 @@ def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenize
     record = training.run(profile, output=tmp_path, scoring=False)
     layers = memory.skeleton(config).layers
     assert record["linear4bit_modules"] == len(layers)
-    model = loading.load_adapter(loading.load_base(profile), tmp_path / "adapter", profile)
+    model = adapters.load_adapter(loading.load_base(profile), tmp_path / "adapter", profile)
     learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]
     assert len(learned) == len(layers)
     assert len(prompting.generate(model, tokenizer, ["hello"], 4, 1, False)) == 1

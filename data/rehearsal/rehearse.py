@@ -24,7 +24,16 @@ from transformers import FalconConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from helpers import checkpoints, environment, loading, memory, prompting, records, training
+from helpers import (
+    adapters,
+    checkpoints,
+    environment,
+    loading,
+    memory,
+    prompting,
+    records,
+    training,
+)
 from helpers.errors import ModelError, TutorialError
 from helpers.profiles import FALCON_7B, PROFILES, Profile
 from tests import random_falcon
@@ -113,7 +122,7 @@ def answer(profile: Profile, work: Path) -> dict:
     """Put the adapter on the base and write a few tokens."""
     base, found = load(profile, work / "cache")
     model, tokenizer = (
-        loading.load_adapter(base, work / "adapter", profile),
+        adapters.load_adapter(base, work / "adapter", profile),
         loading.load_tokenizer(profile),
     )
     began = time.monotonic()
