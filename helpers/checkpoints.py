@@ -42,22 +42,6 @@ def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
     return decides | {ROWS: digest.hexdigest()}
 
 
-def share(profile: Profile, size: int) -> Profile:
-    """The profile of one of `size` processes, so that together they take the same examples a step.
-
-    Accumulation is shared first, at no cost, then the micro-batch; TutorialError if uneven."""
-    shared = math.gcd(profile.accumulation, size)
-    micro_batch, rest = divmod(profile.micro_batch, size // shared)
-    if rest:
-        batch = profile.micro_batch * profile.accumulation
-        even = [n for n in range(1, batch + 1) if batch % n == 0]
-        raise TutorialError(
-            f"{size} processes cannot share the {batch} examples of a step of profile "
-            f"{profile.name!r} evenly: start one of {', '.join(map(str, even))} processes"
-        )
-    return replace(profile, accumulation=profile.accumulation // shared, micro_batch=micro_batch)
-
-
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
     """The sha256 of each file, by its name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

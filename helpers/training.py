@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -28,6 +29,22 @@ from helpers import checkpoints, environment, evaluation, loading, profiles, pro
 from helpers.environment import ROOT, whole_number
 from helpers.errors import DataError, NotQuantizedError, TutorialError
 from helpers.profiles import Profile
+
+
+def share(profile: Profile, size: int) -> Profile:
+    """The profile of one of `size` processes, so that together they take the same examples a step.
+
+    Accumulation is shared first, at no cost, then the micro-batch; TutorialError if uneven."""
+    shared = math.gcd(profile.accumulation, size)
+    micro_batch, rest = divmod(profile.micro_batch, size // shared)
+    if rest:
+        batch = profile.micro_batch * profile.accumulation
+        even = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise TutorialError(
+            f"{size} processes cannot share the {batch} examples of a step of profile "
+            f"{profile.name!r} evenly: start one of {', '.join(map(str, even))} processes"
+        )
+    return replace(profile, accumulation=profile.accumulation // shared, micro_batch=micro_batch)
 
 
 def training_arguments(profile: Profile, folder: Path, seed: int, validation: bool = False):
@@ -81,7 +98,7 @@ def fine_tune(
     the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
     on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk."""
     state = PartialState(cpu=profile.device == "cpu")
-    mine, leads = checkpoints.share(profile, state.num_processes), state.is_main_process
+    mine, leads = share(profile, state.num_processes), state.is_main_process
     batch = profile.micro_batch * profile.accumulation  # of one step, over all processes
     lengths = [len(ids) for ids in train["input_ids"]]
     order = prompting.length_grouped_order(lengths, batch, profile.max_steps, seed)
@@ -198,7 +215,7 @@ def run(
             "helpers.training keeps the whole model in every process and was started with FSDP: "
             "leave --use_fsdp out; notebook 08 shows how one model is spread"
         )
-    mine = checkpoints.share(profile, state.num_processes)
+    mine = share(profile, state.num_processes)
     output = Path(output).expanduser() if output else environment.runs_folder() / profile.name
     environment.check_writable(output / "checkpoints")
     leads = state.is_main_process

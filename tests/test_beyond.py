@@ -114,12 +114,12 @@ def test_a_killed_process_ends_the_run_and_one_process_resumes_it(several, alone
 
 def test_what_cannot_be_shared_or_is_not_sharded(several, monkeypatch, tmp_path):
     t4 = profiles.PROFILES["colab-t4"]  # 4 x 4
-    shares = [checkpoints.share(t4, processes) for processes in (1, 2, 8)]
+    shares = [training.share(t4, processes) for processes in (1, 2, 8)]
     assert [(p.accumulation, p.micro_batch) for p in shares] == [(4, 4), (2, 4), (1, 2)]
     words = "3 processes cannot share the 16 examples .* 1, 2, 4, 8, 16"
     for profile in (t4, SHORT):
         with pytest.raises(TutorialError, match=words):
-            checkpoints.share(profile, 3)
+            training.share(profile, 3)
     found = [(several / f"accelerate-{rank}").read_text() for rank in range(2)]
     assert found == ["DistributedDataParallel 0"] * 2, "accelerate's FSDP: no DTensor, no error"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
