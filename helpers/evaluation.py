@@ -49,8 +49,7 @@ def perplexity(model, tokenizer, text: str, length: int = 128, max_tokens: int =
     model.eval()
     rows = min(32, 2**26 // (length * model.config.vocab_size) or 1)  # float32 logits in 0.3 GB
     for batch in windows.to(model.device).split(rows):
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum")
-        total += loss.item()
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        total += loss.item() * len(batch)
     model.train(was_training)
-    return math.exp(total / (len(windows) * (length - 1)))
+    return math.exp(total / len(windows))
