@@ -17,7 +17,7 @@ from bitsandbytes.functional import quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from filelock import FileLock
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import DryRunError
+from huggingface_hub.errors import DryRunError, OfflineModeIsEnabled
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.falcon import modeling_falcon
@@ -101,7 +101,7 @@ def fetch(profile: Profile) -> None:
     with fetching("the weights", profile):
         try:
             files = snapshot_download(profile.model, dry_run=True, **options)
-        except DryRunError:  # without network: what is here has to do
+        except (DryRunError, OfflineModeIsEnabled):  # without network: what is here has to do
             here = snapshot_download(profile.model, local_files_only=True, **options)
             if not any(Path(here).glob("*.safetensors")):
                 raise FileNotFoundError("there is no network and they are not here") from None
