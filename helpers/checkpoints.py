@@ -11,7 +11,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,25 +41,24 @@ def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
     return decides | {ROWS: digest.hexdigest()}
 
 
-def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of each file, by its name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """The sha256 of each file of a checkpoint but its marker, by name."""
+    files = [path for path in checkpoint.iterdir() if path.is_file() and path.name != MARKER]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def mark_complete(folder: Path, run: dict) -> None:
     """Write a checkpoint's marker: its run's identity and every file's hash."""
-    (folder / MARKER).unlink(missing_ok=True)
-    files = hashes(sorted(folder.iterdir()))
-    write_text(folder / MARKER, json.dumps({"run": run, "files": files}))
+    write_text(folder / MARKER, json.dumps({"run": run, "files": hashes(folder)}))
 
 
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
         marker = json.loads((checkpoint / MARKER).read_text())
-        files = hashes(checkpoint / name for name in marker["files"])
-        return marker["files"] == files and isinstance(marker["run"], dict)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        same = marker["files"].items() <= hashes(checkpoint).items()
+        return same and isinstance(marker["run"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
