@@ -57,6 +57,7 @@ def data(tmp_path_factory):
 def start(data, output, *more) -> subprocess.Popen:
     arguments = "-m helpers.training --prompt-column message --answer-column ticket --no-scoring"
     arguments += f" --seed 3 --steps 12 --save-steps 3 --data {data} --output {output}"
+    arguments += " --learning-rate 1e-3"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *arguments.split(), *more], cwd=ROOT, **pipes)
 
@@ -97,7 +98,8 @@ def same_end(a, b) -> None:
 def test_notebook_05s_recipe_ends_as_the_command_line(data, undisturbed, tmp_path):
     training.write_recipe(tmp_path / "recipe.py")
     script = (tmp_path / "recipe.py").read_text()
-    for name, value in {"DATA": str(data), "STEPS": 12, "SEED": 3, "OUTPUT": "out"}.items():
+    form = {"DATA": str(data), "STEPS": 12, "SEED": 3, "LEARNING_RATE": 1e-3, "OUTPUT": "out"}
+    for name, value in form.items():
         script = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value!r}", script, count=1)
     (tmp_path / "recipe.py").write_text(script)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

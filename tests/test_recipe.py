@@ -56,7 +56,7 @@ def test_of_two_cards_one_is_used(tiny, tmp_path, monkeypatch):
     prepare = TrainingArguments.__post_init__
     monkeypatch.setattr(TrainingArguments, "__post_init__", found_two)
     assert TrainingArguments(str(tmp_path), use_cpu=True).n_gpu == 2
-    names = {"STEPS": 8, "SEED": 0, "OUTPUT": tmp_path}
+    names = {"STEPS": 8, "LEARNING_RATE": 0.0, "SEED": 0, "OUTPUT": tmp_path}
     exec(RECIPE[1] + "\n" + RECIPE[7], names)  # noqa: S102 - our own
     assert names["arguments"].n_gpu == 1
     assert training.training_arguments(tiny, tmp_path, 0).n_gpu == 1
