@@ -188,6 +188,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
     if [p.shape for p in model.parameters()] != [p.shape for p in read.parameters()]:
         raise AdapterError(f"transformers could not read {folder!r} merged: use it beside its base")
     with environment.replace_folder(Path(output)) as part:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id  # it was learned
         model.save_pretrained(part, max_shard_size=SHARD)
         tokenizer.save_pretrained(part)
 

@@ -129,9 +129,10 @@ class StopOnInterrupt(TrainerCallback):
     """Turns Ctrl-C (or a kernel interrupt) into: finish this step, save a checkpoint, and raise a
     KeyboardInterrupt that says how to go on; a second one stops at once. All processes stop."""
 
-    asked, previous = False, None
+    previous = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.asked = False
         if threading.current_thread() is threading.main_thread():
             self.previous = signal.signal(signal.SIGINT, self.ask)
 

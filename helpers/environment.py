@@ -133,12 +133,12 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
 def write_text(path: Path, text: str) -> None:
     """`Path.write_text` in UTF-8, whole or not at all: under a temporary name, then renamed."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with writing(path):
+    with writing(path):
+        try:
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

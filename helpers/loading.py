@@ -235,6 +235,10 @@ def prove_4bit(model) -> FourBitProof:
     shapes, parts = [tuple(state.shape) for state in states], memory.skeleton(model.config).tensors
     rest = [p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is None]
     others = parts["embedding"] + parts["head"] + parts["norm"]
+    if sum(parts["norm"]) > sum(parts["linear"]):  # a mixture of experts, in one tensor a layer
+        raise NotQuantizedError(
+            "most weights are in no linear layer and stay as they were: take a dense model"
+        )
     if shapes != list(wanted.values()) or sorted(rest) != sorted(others):
         raise ModelError("a weight has another shape than by its config: fetch the model again")
     rest = model.get_output_embeddings().weight.element_size()

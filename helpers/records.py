@@ -315,8 +315,11 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
         return at, _columns(rows), lambda *_: _batches(enumerate(rows, 1))
     columns = _columns(map(_parse, itertools.islice(file, BATCH)))
     for known, answer in LAYOUTS.values():
-        if {known[0], answer} <= {*columns}:  # the others may begin later
-            columns += [column for column in known[1:] if column not in columns]
+        for column in known[1:]:  # it may be missing, and may begin later
+            if {known[0], answer} <= {*columns} and column not in columns:
+                file.seek(0)
+                found = any(f'"{column}"'.encode() in line for line in file)
+                columns += [column] if found else []
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
 

@@ -95,8 +95,9 @@ def fine_tune(
     `final_loss` (mean of 20), `validation_losses`, `steps` and two figures of speed.
 
     Checkpoints go to output/checkpoints; `resume` goes on from the newest sound one and ends with
-    the bits of an undisturbed run. KeyboardInterrupt, after a checkpoint was saved, says how to go
-    on; TutorialError for a loss that is not finite, another run's checkpoint, or a full disk."""
+    the bits of an undisturbed run, if it has as many steps. KeyboardInterrupt, after a checkpoint
+    was saved, says how to go on; TutorialError for a loss that is not finite, another run's
+    checkpoint, or a full disk."""
     state = PartialState(cpu=profile.device == "cpu")
     mine, leads = share(profile, state.num_processes), state.is_main_process
     batch = profile.micro_batch * profile.accumulation  # of one step, over all processes
@@ -109,6 +110,9 @@ def fine_tune(
         if newest:
             left = steps - checkpoints.step_of(newest)
             state.print(f"resuming from {newest.name}, {left} steps are left")
+            planned = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
+            if planned != steps:
+                state.print(f"its learning rate was to reach 0 at step {planned}: now it jumps")
         elif resume:
             state.print("no sound checkpoint: starting anew")
         if leads and not newest:
@@ -230,7 +234,8 @@ def run(
             raise DataError(f"a step takes {batch} examples and train has {count}: add data")
         state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
-        state.print(f"processes: {state.num_processes}, each with {each}")
+        epochs = f"{batch * profile.max_steps / count:.2g} times"
+        state.print(f"processes: {state.num_processes}, each with {each}; train is read {epochs}")
         if resume:  # another run's checkpoint is told before the base is loaded
             identity = checkpoints.run_identity(profile, encoded["train"], seed)
             checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)
@@ -303,7 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=whole_number(0, 2**32 - 1), default=0)
-    add("--steps", dest="max_steps", type=whole_number(), help="default the profile's")
+    steps = "optimizer steps; default the profile's"
+    add("--steps", dest="max_steps", metavar="STEPS", type=whole_number(), help=steps)
     add("--learning-rate", type=float, help="default the profile's")
     add("--save-steps", type=whole_number(), help="between checkpoints; default the profile's")
     add("--output", help="folder for adapter and checkpoints; default runs/<profile>")

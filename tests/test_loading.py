@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, FalconForCausalLM
+from transformers import AutoModelForCausalLM, FalconForCausalLM, MixtralConfig
 from transformers.models.falcon import modeling_falcon
 
 from helpers import adapters, loading, memory, profiles, prompting, training
@@ -40,7 +40,7 @@ def change_tensors(folder, change) -> None:
 def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenizer, tmp_path):
     """Random models: every linear layer but the head gets 4 bits and an adapter, which learns."""
     config = CONFIGS[name].__class__(**CONFIGS[name].to_diff_dict() | {"vocab_size": 1024})
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    config.bos_token_id, config.eos_token_id = tokenizer.eos_token_id, 5  # learned: the tokenizer's
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
     tokenizer.save_pretrained(tmp_path / name)
     profile = dataclasses.replace(tiny, model=str(tmp_path / name), max_steps=4, warmup_steps=1)
@@ -51,6 +51,16 @@ def test_other_families_are_quantized_tuned_saved_and_asked(name, tiny, tokenize
     learned = [p for n, p in model.named_parameters() if "lora_B" in n and p.abs().sum() > 0]
     assert len(learned) == len(layers)
     assert len(prompting.generate(model, tokenizer, ["hello"], 4, 1, False)) == 1
+    adapters.merge(str(tmp_path / "adapter"), str(tmp_path / "merged"), profile, torch.float32)
+    ends = json.loads((tmp_path / "merged/generation_config.json").read_text())["eos_token_id"]
+    assert ends == tokenizer.eos_token_id
+
+
+def test_experts_in_one_tensor_are_not_taken_for_4bit(tiny, tmp_path):
+    config = MixtralConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(NotQuantizedError, match="take a dense model"):
+        loading.load_base(dataclasses.replace(tiny, model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant_type", "fp4"), ("use_double_quant", False)])

@@ -9,7 +9,6 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
 from helpers import evaluation, prompting, records
-from helpers.environment import ROOT
 from helpers.errors import DataError
 from tests.notebooks import load_definitions
 
@@ -85,12 +84,3 @@ def test_score_tickets_counts_each_kind_of_error():
 def test_other_tasks_are_scored_by_exact_match():
     scores = evaluation.score([" Yes.", "No"], ["Yes.", "Yes."])
     assert scores == {"valid_json": None, "exact_match": 0.5, "fields": {}}
-
-
-def test_perplexity_is_the_exponential_of_the_models_own_loss(base, tokenizer):
-    text = (ROOT / "data" / "tiny-falcon" / "heldout.txt").read_text()[:3000]
-    ids = torch.tensor(tokenizer(text)["input_ids"][: 4 * 128]).view(4, 128)
-    with torch.no_grad():
-        loss = base(input_ids=ids, labels=ids).loss
-    found = evaluation.perplexity(base, tokenizer, text, max_tokens=4 * 128)
-    assert found == pytest.approx(loss.exp().item(), rel=1e-4)
