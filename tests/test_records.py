@@ -211,8 +211,9 @@ def test_one_row_and_a_broken_head(read):
     assert pairs(read("d.jsonl", b"{\n{\n" + GOOD, dropped=[])) == [("a", "b")]
     row = {"instruction": "I", "output": "b"}
     late = [row] * 1200 + [row | {"input": "C"}]
-    data = read("d.jsonl", "\n".join(map(json.dumps, late)))
-    assert pairs(data)[-2:] == [("I", "b"), ("I\nC", "b")]
+    few, many = (read("d.jsonl", "\n".join(map(json.dumps, rows))) for rows in (late[:2], late))
+    assert "Alpaca: instruction -> output" in few.info.description
+    assert pairs(many)[-2:] == [("I", "b"), ("I\nC", "b")]
     fails("a file without configs and splits", read, "d.jsonl", GOOD * 2, split="test")
 
 
