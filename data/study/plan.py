@@ -8,6 +8,7 @@ from helpers.errors import DataError
 
 GRID_SEEDS = (100, 101)  # used nowhere else: the grid must not choose by luck
 SEEDS = {"grid": GRID_SEEDS, "few-data": range(3), "recovers-more": range(2)}  # others: 5
+SOLVED = 0.99  # share of validation that is exact
 WIDER = 2.7e-2  # a sixth learning rate, where the fifth is the best of five
 TEXT_RATE, TEXT_STEPS = 1e-3, 60  # general text: not tuned; two and a half passes
 # "recovers-more": the 16-bit base and NF4 + DQ, as in "recovers" but for this.
@@ -59,6 +60,12 @@ def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
     if not set(losses.index) >= set(grid_rates(stored, settings)):
         raise DataError(f"the grid lacks runs of {settings}: run data/study/build.py first")
     return float(losses.idxmin())
+
+
+def lowest_solving_rate(stored: pd.DataFrame, settings: dict) -> float:
+    """The lowest rate at which the grid's seeds solve `validation`: the rule of notebook 07."""
+    solved = grid_means(stored, settings, "validation_exact")
+    return float(solved[solved >= SOLVED].index.min())
 
 
 def rate_for_new_wordings(stored: pd.DataFrame, settings: dict) -> float:

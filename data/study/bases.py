@@ -1,0 +1,68 @@
+"""The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
+
+`python data/study/bases.py FOLDER ...`, 40 minutes on two cores for each model that `make pretrain`
+wrote (ARGS="--seed 1 --output FOLDER"), appends to base-1.csv, called by that seed. Columns as in
+study.csv; whoever stops the command goes on with the same one."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import pandas as pd
+
+from data.study import build, plan, study
+from data.study.study import Run
+from helpers import environment
+
+WAYS = (*plan.FULL, *(way for way in plan.LORA if way["format"] in ("bf16", "nf4+dq", "fp4")))
+
+
+def planned(stored: pd.DataFrame) -> list[Run]:
+    """The grid of WAYS; when all of it is stored, also five seeds at the rates it says: the chosen
+    one, that of the rule, the best for new wordings, and two at which LoRA and QLoRA are equal."""
+
+    def runs(name: str, way: dict, rates, seeds) -> list[Run]:
+        settings = plan.complete(way)
+        return [Run(name, learning_rate=r, seed=s, **settings) for r in rates for s in seeds]
+
+    every = []
+    for way in WAYS:
+        every += runs("grid", way, plan.grid_rates(stored, way), plan.GRID_SEEDS)
+    if not set(every) <= set(study.runs(stored)):
+        return every
+    choices = plan.best_learning_rate, plan.lowest_solving_rate, plan.rate_for_new_wordings
+    for way in WAYS:
+        rates = {choice(stored, way) for choice in choices}
+        rates |= set(study.GRID[1:3]) if way["method"] == "lora" else set()
+        every += runs("bases", way, sorted(rates), range(5))
+    return every
+
+
+def measured_on(folder: str, run: Run) -> dict:
+    """The row of a run of the model in `folder`."""
+    study.TINY = replace(study.TINY, model=folder)
+    return build.measured(run)
+
+
+def work(folder: str) -> None:
+    """All runs of the model in `folder` that its file lacks."""
+    seed = json.loads(Path(folder, "pretraining.json").read_text())["seed"]
+    path = study.FILE.with_name(f"base-{seed}.csv")
+    while True:  # the grid says what comes after it
+        stored = build.read(path)
+        done = set(study.runs(stored))
+        missing = [run for run in planned(stored) if run not in done]
+        print(f"{path.name}: {len(done)} runs are there, {len(missing)} to go", flush=True)
+        if not missing:
+            return
+        measure = partial(measured_on, str(Path(folder).resolve()))
+        for row in build.measure_all(missing, None, measure):
+            build.append(path, row)
+
+
+if __name__ == "__main__":
+    sys.exit(environment.exit_status(lambda: [*map(work, sys.argv[1:])]))
