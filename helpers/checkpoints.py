@@ -29,7 +29,7 @@ from helpers.profiles import Profile
 
 MARKER = "complete.json"
 ROWS = "the training rows"
-SKIPPED = 24  # of the 32 steps of a T4 without a finite gradient: nothing is learned
+SKIPPED = 24  # steps in a row, of a T4's 32, that loss scaling may skip: more learn nothing
 
 
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
@@ -88,16 +88,16 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
     if sound:
         theirs = json.loads((sound[-1] / MARKER).read_text())["run"]
         other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
-        told = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
+        why = [k if k == ROWS else f"{k} {theirs.get(k)!r}, now {run.get(k)!r}" for k in other]
         if step_of(sound[-1]) > steps:
-            told.append(f"this one ends at step {steps}")
-        if told:
-            raise TutorialError(
-                f"{sound[-1].name} belongs to another run ({'; '.join(told)}): repeat its options, "
-                "choose another output folder, or start anew without resuming"
-            )
-    for path in set(found) - set(sound) if remove else ():
-        shutil.rmtree(path)
+            why.append(f"this one ends at step {steps}")
+        if why:
+            wrong = f"{sound[-1].name} belongs to another run ({'; '.join(why)})"
+            advice = "repeat its options, choose another output folder"
+            raise TutorialError(f"{wrong}: {advice}, or start anew without resuming")
+    if remove:
+        for path in set(found) - set(sound):
+            shutil.rmtree(path)
     return sound[-1] if sound else None
 
 
@@ -149,10 +149,9 @@ class StopOnInterrupt(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self.release()
         if self.asked and state.global_step < state.max_steps:
-            raise KeyboardInterrupt(
-                f"stopped at step {state.global_step} of {state.max_steps}; its checkpoint is "
-                "saved, run again with --resume (in notebook 05: restart, Run all) to go on"
-            )
+            stopped = f"stopped at step {state.global_step} of {state.max_steps}"
+            advice = "run again with --resume (in notebook 05: restart, Run all) to go on"
+            raise KeyboardInterrupt(f"{stopped}; its checkpoint is saved, {advice}")
 
     def release(self) -> None:
         """Give Ctrl-C back to whoever had it before training."""
@@ -171,13 +170,12 @@ class StopOnDivergence(TrainerCallback):
             return
         finite = math.isfinite(logs.get("grad_norm", 0.0))
         self.skipped = 0 if finite else self.skipped + 1
-        if not math.isfinite(logs["loss"]) or self.skipped > SKIPPED * args.fp16:
-            raise TutorialError(
-                f"the loss at step {state.global_step} is {logs['loss']} and the gradients have "
-                f"the norm {logs.get('grad_norm')}: lower the learning rate "
-                f"({args.learning_rate:g}), lengthen the warm-up ({args.warmup_steps} steps)"
-                + (", or take a card with bfloat16" if args.fp16 else "")
-            )
+        if not math.isfinite(logs["loss"]) or self.skipped > (SKIPPED if args.fp16 else 0):
+            wrong = f"the loss at step {state.global_step} is {logs['loss']} and the gradients have"
+            advice = f"lower the learning rate ({args.learning_rate:g}), lengthen the warm-up"
+            advice += f" ({args.warmup_steps} steps)"
+            advice += ", or take a card with bfloat16" if args.fp16 else ""
+            raise TutorialError(f"{wrong} the norm {logs.get('grad_norm')}: {advice}")
 
 
 class Progress(TrainerCallback):
@@ -203,8 +201,8 @@ class Progress(TrainerCallback):
 
     def draw(self, state, left: float | None) -> None:
         if state.is_world_process_zero and is_notebook() and state.global_step:
-            arguments = state.log_history, state.max_steps, left, self.figure
-            self.figure, self.drawn = plotting.show_loss(*arguments), time.monotonic()
+            self.figure = plotting.show_loss(state.log_history, state.max_steps, left, self.figure)
+            self.drawn = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.draw(state, None)

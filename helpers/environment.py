@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
 NEEDED = (*PACKAGES, *"loralib einops matplotlib numpy pandas safetensors psutil tqdm".split())
-PLACES = {"Colab": "COLAB_RELEASE", "Kaggle": "KAGGLE_KERNEL_"}  # each sets variables of its own;
-PLACES |= {"VS Code": "VSCODE_", "Jupyter": "JPY_"}  # the first that is found tells the place
+PLACES = {"Colab": "COLAB_RELEASE", "Kaggle": "KAGGLE_KERNEL_"}  # how its own variables begin
+PLACES |= {"VS Code": "VSCODE_", "Jupyter": "JPY_"}  # the first of which one is set is the place
 # A version that pip can read
 VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
-DISK_FULL = r"\(os error \d+\)\W*$|^\[enforce fail at inline_container"  # no advice of ours
+DISK_FULL = r"\(os error \d+\)\W*$|^\[enforce fail at inline_container"  # as Rust and torch say
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 MEMORY_RAN_OUT = "the memory ran out: close other programs or kernels, or use profile 'tiny'"
 
@@ -52,24 +52,20 @@ def prepare() -> None:
         return
     names = ", ".join(lacking)
     if place() not in ("Colab", "Kaggle"):  # rented: there packages may be added without asking
-        raise TutorialError(
-            f"this kernel's Python lacks {names}: start with `make lab`, or run pip install -r "
-            "requirements.txt"
-        )
+        advice = "start with `make lab`, or run pip install -r requirements.txt"
+        raise TutorialError(f"this kernel's Python lacks {names}: {advice}")
     found = {dist.metadata["Name"]: dist.version for dist in distributions()}
     pins = [f"{name}=={v}" for name, v in found.items() if name and re.fullmatch(VERSION, v or "")]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
         constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
-        command = [sys.executable, *"-m pip install --quiet --constraint".split(), constraints]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints]
         done = subprocess.run([*command, *lacking], capture_output=True, text=True)
     importlib.invalidate_caches()
     if done.returncode or missing():
         reason = ((done.stderr or done.stdout).strip() or "pip printed nothing").splitlines()[-1]
-        raise TutorialError(
-            f"pip could not add {names} beside what is installed ({reason}): check the network, "
-            "then run this cell again"
-        )
+        wrong = f"pip could not add {names} beside what is installed ({reason})"
+        raise TutorialError(f"{wrong}: check the network, then run this cell again")
 
 
 def versions() -> dict[str, str]:
@@ -124,10 +120,9 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     if free < room:
-        raise TutorialError(
-            f"the disk of {str(folder)!r} has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB "
-            "may be needed: free some, or choose a folder on another disk"
-        )
+        wrong = f"has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB may be needed"
+        advice = "free some, or choose a folder on another disk"
+        raise TutorialError(f"the disk of {str(folder)!r} {wrong}: {advice}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -147,7 +142,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     interrupt or a kill `folder` is as it was, or, killed in the exchange, named NAME.old.part. Its
     files get the rights that the umask leaves: safetensors writes for their owner alone."""
     folder, umask = folder.resolve(), os.umask(0)
-    os.umask(umask)
+    os.umask(umask)  # as it was: it can be read only by setting it
     part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
     try:
         with writing(folder):
@@ -193,13 +188,13 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("the output was closed: the work ends here", file=sys.stderr)
         return 141
-    except (Exception, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as error:
+        text, status = f"\n{str(error) or interrupted}", 130
+    except TutorialError as error:
         text, status = f"{type(error).__name__}: {error}", 1
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-            text = MEMORY_RAN_OUT
-        elif isinstance(error, KeyboardInterrupt):
-            text, status = f"\n{str(error) or interrupted}", 130
-        elif not isinstance(error, TutorialError):
+    except Exception as error:  # torch's is known by its name, since torch is not imported here
+        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
-        print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
-        return status
+        text, status = MEMORY_RAN_OUT, 1
+    print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
+    return status

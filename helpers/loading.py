@@ -149,20 +149,21 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
-        with writing(copy), contextlib.nullcontext() if copy.exists() else FileLock(f"{copy}.lock"):
-            if not copy.exists():
-                print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
-                with replace_folder(copy) as part:
-                    load_base(profile, device).save_pretrained(part)
+        if not copy.exists():
+            with writing(copy), FileLock(f"{copy}.lock"):
+                if not copy.exists():  # another process may have made it meanwhile
+                    print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
+                    with replace_folder(copy) as part:
+                        load_base(profile, device).save_pretrained(part)
         source, options = str(copy), {}
     else:
         fetch(profile)
 
-    def quantize(A, *rest, **options):  # a GPU makes a NaN its block's least value (data/measured)
-        return quantize_4bit(A.nan_to_num(torch.inf, torch.inf, -torch.inf), *rest, **options)
+    def quantize(A, *rest, **settings):  # a GPU's kernel hides a NaN; an infinity is seen below
+        return quantize_4bit(A.nan_to_num(torch.inf, torch.inf, -torch.inf), *rest, **settings)
 
-    seen = patch.object(functional, "quantize_4bit", quantize)
-    with fetching("the weights", profile), falcon_made_of_plain_linear(), seen:
+    hiding_no_nan = patch.object(functional, "quantize_4bit", quantize)
+    with fetching("the weights", profile), falcon_made_of_plain_linear(), hiding_no_nan:
         if sum(memory.count_parameters(config).values()) < 10**8:
             transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -184,7 +185,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         module.weight.module = None  # they hold each other: a model let go would keep its memory
     prove_4bit(model)
     for name, parameter in model.named_parameters():
-        # The offset, the mean of all scales, is spoilt too; `isfinite` of an embedding copies it
+        # Of 4 bits the offset tells, the mean of all scales. `isfinite` would copy an embedding
         state = getattr(parameter, "quant_state", None)
         extremes = parameter.aminmax() if state is None else [state.offset]
         if not torch.stack([*extremes]).isfinite().all():
@@ -210,7 +211,7 @@ def stored_bytes(model: torch.nn.Module) -> int:
         total += parameter.nbytes
         if state := getattr(parameter, "quant_state", None):
             total += state.absmax.nbytes
-            total += state.state2.absmax.nbytes + state.offset.nbytes if state.nested else 0
+            total += (state.state2.absmax.nbytes + state.offset.nbytes) if state.nested else 0
     return total
 
 
@@ -225,30 +226,28 @@ class FourBitProof(NamedTuple):
 def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
     within 0.5%. NotQuantizedError if not; ModelError for a weight of another shape."""
+    layers, parts, _ = memory.skeleton(model.config)
     states = [getattr(m.weight, "quant_state", None) for m in four_bit_layers(model).values()]
-    states, wanted = list(filter(None, states)), memory.skeleton(model.config).layers
-    if len(states) != len(wanted):
-        raise NotQuantizedError(
-            f"{len(states)} of {len(wanted)} linear layers are 4-bit: transformers "
-            f"{transformers.__version__} did not quantize this model, use loading.load_base"
-        )
-    shapes, parts = [tuple(state.shape) for state in states], memory.skeleton(model.config).tensors
+    states = [state for state in states if state is not None]
+    if len(states) != len(layers):
+        wrong = f"{len(states)} of {len(layers)} linear layers are 4-bit"
+        why = f"transformers {transformers.__version__} did not quantize this model"
+        raise NotQuantizedError(f"{wrong}: {why}, use loading.load_base")
+    if sum(parts["norm"]) > sum(parts["linear"]):  # a mixture of experts, in one tensor a layer
+        wrong = "most weights are in no linear layer and stay as they were"
+        raise NotQuantizedError(f"{wrong}: take a dense model")
+    shapes = [tuple(state.shape) for state in states]
     rest = [p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is None]
     others = parts["embedding"] + parts["head"] + parts["norm"]
-    if sum(parts["norm"]) > sum(parts["linear"]):  # a mixture of experts, in one tensor a layer
-        raise NotQuantizedError(
-            "most weights are in no linear layer and stay as they were: take a dense model"
-        )
-    if shapes != list(wanted.values()) or sorted(rest) != sorted(others):
+    if shapes != list(layers.values()) or sorted(rest) != sorted(others):
         raise ModelError("a weight has another shape than by its config: fetch the model again")
-    rest = model.get_output_embeddings().weight.element_size()
-    expected, found = memory.expected_footprint(model.config, rest_bytes=rest), stored_bytes(model)
+    rest_bytes = model.get_output_embeddings().weight.element_size()
+    expected, found = memory.expected_footprint(model.config, rest_bytes), stored_bytes(model)
     kinds = {state.quant_type for state in states}
     if abs(found - expected) > 0.005 * expected or kinds != {"nf4"}:  # FP4 has as many bytes
-        raise NotQuantizedError(
-            f"the model takes {found:,} bytes of {'/'.join(sorted(kinds))} where NF4 with double "
-            f"quantization predicts {expected:,}: check quantization_config"
-        )
+        wrong = f"the model takes {found:,} bytes of {'/'.join(sorted(kinds))}"
+        wrong += f" where NF4 with double quantization predicts {expected:,}"
+        raise NotQuantizedError(f"{wrong}: check quantization_config")
     return FourBitProof(len(states), found, expected)
 
 

@@ -29,7 +29,7 @@ RATES = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/rates
 GPUS = {card: int(float(row["gib"]) * 2**30) for card, row in CARDS.items()}
 OLD_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 OLD_NAMES |= {"n_head_kv": "num_kv_heads"}  # in Falcon's configs before transformers knew it
-MODELLED = ("falcon", "llama", "mistral", "qwen2", "qwen3")  # activations held against real ones
+MODELLED = ("falcon", "llama", "mistral", "qwen2", "qwen3")  # tested: real activations agree
 METHODS, ATTENTIONS = ("full", "lora", "qlora"), ("sdpa", "eager")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit")
 OPTIMIZERS += ("paged_adamw_8bit", "paged_adamw_32bit", "sgd")
@@ -88,10 +88,9 @@ def known_config(model: str) -> Config:
         if not skeleton(config).layers:
             raise ValueError("it has no layers")
     except Exception as error:  # each model's code refuses in its own way
-        raise ModelError(
-            f"{model!r} is no config of a causal language model ({type(error).__name__}): give a "
-            f"config.json, a folder that holds one, or one of {', '.join(KNOWN_CONFIGS)}"
-        ) from error
+        wrong = f"{model!r} is no config of a causal language model ({type(error).__name__})"
+        ways = f"a config.json, a folder that holds one, or one of {', '.join(KNOWN_CONFIGS)}"
+        raise ModelError(f"{wrong}: give {ways}") from error
     return config
 
 
@@ -211,9 +210,10 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
     fused attention with a single key head, which falls back to plain float32 arithmetic, keep the
     probabilities; backward makes their gradient and that of the scores: three copies, and CUDA's
     kernel a fourth, gradient times probability (data/measured/gpu.json has 16.2 bytes a score)."""
-    product = 4 * bool(profile.gpu_bytes)
-    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
-    full, shapes = method == "full", linear_shapes(config)
+    product = 4 if profile.gpu_bytes else 0  # of gradient and probability, a score
+    compute, stream = widths(profile, method)
+    falcon, full = config.model_type == "falcon", method == "full"
+    shapes = linear_shapes(config)
     old, alibi = falcon and not config.new_decoder_architecture, falcon and config.alibi
     queries = shapes["dense" if falcon else "o_proj"][1]
     scores = config.num_attention_heads * profile.max_length
@@ -242,8 +242,9 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
 
 def layer_activations(config: Config, profile: Profile, method: str, attention: str) -> Kept:
     """Bytes of one decoder layer, its input included."""
-    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
-    full, shapes = method == "full", linear_shapes(config)
+    compute, stream = widths(profile, method)
+    falcon, full = config.model_type == "falcon", method == "full"
+    shapes = linear_shapes(config)
     kinds = set(shapes if full else profile.target_modules)
     hidden, parallel = config.hidden_size, falcon and config.parallel_attn
     norms = 2
@@ -278,7 +279,8 @@ def layer_activations(config: Config, profile: Profile, method: str, attention: 
 
 def kept_activations(config: Config, profile: Profile, method: str, attention: str) -> int:
     """Bytes that the forward pass leaves for backward; logits and casts are not counted."""
-    (compute, stream), falcon = widths(profile, method), config.model_type == "falcon"
+    compute, stream = widths(profile, method)
+    falcon = config.model_type == "falcon"
     tokens, hidden = profile.micro_batch * profile.max_length, config.hidden_size
     token = hidden * 4  # the last norm's input
     if method == "full":  # the head's input, and what an RMS norm's weight scales
@@ -316,9 +318,7 @@ def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
     }
 
 
-def plan(
-    config: Config, profile: Profile, method: str = "qlora", attention: str = "sdpa"
-) -> MemoryPlan:
+def plan(config: Config, profile: Profile, method="qlora", attention="sdpa") -> MemoryPlan:
     """What training `profile` on a model of this config will take, in bytes.
 
     `method`: "qlora" (NF4 with double quantization, prepared for kbit training: the rest in
@@ -340,19 +340,19 @@ def plan(
     layer = layer_activations(config, profile, method, attention)
     logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
     largest = compute * max(skeleton(config).tensors["linear"])
-    table, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4
+    embedding, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4  # elements
     backward = kept + layer.peak
     if profile.activation_checkpointing:
         cast = -(-cast // config.num_hidden_layers)
     else:
         backward -= layer.forward
     if method == "full":  # new gradients beside their sums: a layer's, the head's, the embedding's
-        new = compute * table
+        new = compute * embedding
         backward += largest + (new if config.tie_word_embeddings else 0)
         backward = max(backward, kept + logits * 2 // 3 + new, kept // 2 + 3 * new)
     if stream > compute:
-        cast += table  # the head, whose copy goes with the logits
-        backward -= compute * table
+        cast += embedding  # the head, whose copy goes with the logits
+        backward -= compute * embedding
     activations, gpu = max(kept, backward - logits), bool(profile.gpu_bytes)
     return MemoryPlan(
         **held,

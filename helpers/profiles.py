@@ -45,18 +45,18 @@ class Profile:
     activation_checkpointing: bool = True
 
     def __post_init__(self):
-        wanted = {}  # of each wrong field
+        rules = {}  # of the fields that break theirs
         for field in fields(self):
-            value, least = getattr(self, field.name), int(field.name not in MAY_BE_ZERO)
+            value, least = getattr(self, field.name), 0 if field.name in MAY_BE_ZERO else 1
             if field.type is int and (not isinstance(value, int) or value < least):
-                wanted[field.name] = f"a whole number of at least {least}"
+                rules[field.name] = f"a whole number of at least {least}"
         if not 0 < self.learning_rate < math.inf:
-            wanted["learning_rate"] = "a finite number above 0"
+            rules["learning_rate"] = "a finite number above 0"
         if self.compute_dtype not in DTYPES:
-            wanted["compute_dtype"] = f"one of {', '.join(DTYPES)}"
-        if wanted:
-            told = [f"{name} is {getattr(self, name)!r}, give {wanted[name]}" for name in wanted]
-            raise TutorialError(f"profile {self.name!r}: {'; '.join(told)}")
+            rules["compute_dtype"] = f"one of {', '.join(DTYPES)}"
+        if rules:
+            wrong = [f"{name} is {getattr(self, name)!r}, give {rules[name]}" for name in rules]
+            raise TutorialError(f"profile {self.name!r}: {'; '.join(wrong)}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +74,7 @@ class Profile:
 
     def settings(self, seed: int) -> dict:
         """What decides an adapter beside data and versions, as JSON reads it back."""
-        decides = replace(self, max_new_tokens=1, eval_batch=1)
+        decides = replace(self, max_new_tokens=1, eval_batch=1)  # these two do not: always 1
         return json.loads(json.dumps(asdict(decides) | {"seed": seed}))
 
     @property
@@ -117,7 +117,7 @@ _T4 = Profile(
     warmup_steps=5,
 )
 _L4 = replace(_T4, name="colab-l4", gpu_bytes=23 * 10**9, compute_dtype="bfloat16")
-_L4 = replace(_L4, max_length=512, micro_batch=8, accumulation=2, eval_batch=32)  # 64 ran out
+_L4 = replace(_L4, max_length=512, micro_batch=8, accumulation=2, eval_batch=32)  # 64: no room
 _A100 = replace(_L4, name="colab-a100", gpu_bytes=40 * 10**9, micro_batch=16)
 _A100 = replace(_A100, accumulation=1, eval_batch=64)
 PROFILES = {profile.name: profile for profile in (_TINY, _T4, _L4, _A100)}
@@ -128,19 +128,19 @@ def fitted(profile: Profile) -> Profile:
     step's examples at a time where need be. TutorialError if not one fits, or there is no GPU."""
     from helpers import memory  # which is built on this module
 
-    wrong, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
+    named, way_out = f"profile {profile.name!r}", "use profile 'tiny'"
     if not torch.cuda.is_available():
         way_out += ", or in Colab: Runtime > Change runtime type > T4"
-        raise TutorialError(f"{wrong} needs a GPU and none was found: {way_out}")
+        raise TutorialError(f"{named} needs a GPU and none was found: {way_out}")
     card = torch.cuda.get_device_properties(0)
     built = re.findall(r"\bsm_(\d+)", " ".join(torch.cuda.get_arch_list()))
     oldest = min(map(int, built), default=0)
     if 10 * card.major + card.minor < oldest:
         raise TutorialError(f"this torch has no code for {card.name}, an older card: {way_out}")
-    dtype = "bfloat16" if card.major >= 8 else "float16"  # Ampere
-    share = min(1, card.total_memory / profile.gpu_bytes) ** 2  # no plan counts answers
+    dtype = "bfloat16" if card.major >= 8 else "float16"  # Ampere and later have it
+    share = min(1, card.total_memory / profile.gpu_bytes) ** 2  # of answers, which no plan counts
     profile = replace(profile, compute_dtype=dtype, eval_batch=int(share * profile.eval_batch) or 1)
-    if profile.model != FALCON_7B:  # notebook 05 plans for another, whose config it reads
+    if profile.model != FALCON_7B:  # no config is here: who fetches it plans, as notebook 05 does
         return profile
     config, batch = memory.known_config(profile.model), profile.micro_batch * profile.accumulation
     for size in (n for n in range(profile.micro_batch, 0, -1) if batch % n == 0):
@@ -149,7 +149,7 @@ def fitted(profile: Profile) -> Profile:
         if needs <= (1 - memory.HEADROOM) * card.total_memory:
             return sized
     needs, has = needs / 1e9, card.total_memory / 1e9
-    raise TutorialError(f"{wrong} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
+    raise TutorialError(f"{named} needs {needs:.1f} GB and {card.name} has {has:.1f}: {way_out}")
 
 
 def detect(model: str = FALCON_7B) -> Profile:
@@ -167,7 +167,8 @@ def detect(model: str = FALCON_7B) -> Profile:
 def resolve(name: str | None = None, model: str = FALCON_7B) -> Profile:
     """The profile called `name`, or for "auto" and None the one in QLORA_PROFILE, else that of the
     hardware. TutorialError for an unknown name, and for one that does not fit the first card."""
-    name = os.environ.get("QLORA_PROFILE") or "auto" if name in (None, "", "auto") else name
+    if name in (None, "", "auto"):
+        name = os.environ.get("QLORA_PROFILE") or "auto"
     if name == "auto":
         return detect(model)
     if name not in PROFILES:

@@ -45,10 +45,9 @@ def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[
         tables.append(pa.table([input_ids, labels], schema=ENCODED))
     too_long = [i for i, length in enumerate(lengths) if length > max_length]
     if len(too_long) == len(lengths):
-        raise DataError(
-            f"all {len(lengths)} {name} examples are longer than max_length={max_length} tokens "
-            f"(the shortest has {min(lengths, default=0)}): shorten them, or take a larger profile"
-        )
+        wrong = f"all {len(lengths)} {name} examples are longer than max_length={max_length} tokens"
+        wrong += f" (the shortest has {min(lengths, default=0)})"
+        raise DataError(f"{wrong}: shorten them, or take a larger profile")
     return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
 
 
@@ -130,12 +129,10 @@ def generate(
     answers, was_training = [""] * len(prompts), model.training
     model.eval()
     starts = range(0, len(prompts), batch_size)
-    try:
-        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
-            rows = by_length[start : start + batch_size]
-            new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
-            for i, answer in zip(rows, new, strict=True):
-                answers[i] = answer
-    finally:
-        model.train(was_training)
+    for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
+        rows = by_length[start : start + batch_size]
+        new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
+        for i, answer in zip(rows, new, strict=True):
+            answers[i] = answer
+    model.train(was_training)
     return answers

@@ -58,7 +58,7 @@ SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "pl
 AS_JSON = (dict, list, bool, int, float, bytearray)
 # What `datasets` makes of hub JSON that its file has not; before 5.0 objects get all keys
 ALTERED = r"Value\((dtype=)?'(timestamp|float)" + ("" if hasattr(datasets, "Json") else "|^{")
-PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules of what str() writes
+PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules whose values str() writes
 BATCH = 1_000  # rows
 csv.field_size_limit(2**31 - 1)
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what growing arrays give back
@@ -97,35 +97,37 @@ def read_records(
 
     DataError for the first row that cannot be used (no text, a turn marker, one of the tokenizer's
     `special_tokens`); with a list as `dropped` such rows are appended to it instead."""
-    given = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column or [])
-    source, bad, notes = os.path.expanduser(source), [], Counter()
+    asked = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column or [])
+    source = os.path.expanduser(source)
     name = Path(source).name
-
-    def usable(rows: list) -> pa.Table:
-        good = []
-        for number, row in rows:
-            place = f"{at} {number}"
-            try:
-                good.append(_pair(row, prompts, answer, special_tokens, notes) | {"place": place})
-            except DataError as error:
-                bad.append(Dropped(place, str(error)))
-                if dropped is None:
-                    way_on = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
-                    raise DataError(f"{place}: {error}; {way_on}") from None
-        return pa.Table.from_pylist(good, SCHEMA)  # takes less memory than a list
-
+    tables, bad, notes = [SCHEMA.empty_table()], [], Counter()
     try:
         at, columns, read = _open(source, config, split)
-        prompts, answer, line = _layout(name, columns, given, answer_column)
-        batches = read([*prompts, *filter(None, [answer])], special_tokens)
-        tables = [usable(batch) if isinstance(batch, list) else batch for batch in batches]
+        prompts, answer, line = _layout(name, columns, asked, answer_column)
+        for batch in read([*prompts, *filter(None, [answer])], special_tokens):
+            if isinstance(batch, pa.Table):  # of rows that need no closer look
+                tables.append(batch)
+                continue
+            good = []
+            for number, row in batch:
+                place = f"{at} {number}"
+                try:
+                    pair = _pair(row, prompts, answer, special_tokens, notes)
+                    good.append(pair | {"place": place})
+                except DataError as error:
+                    bad.append(Dropped(place, str(error)))
+                    if dropped is None:
+                        advice = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
+                        raise DataError(f"{place}: {error}; {advice}") from None
+            tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
     except (OSError, EOFError, ImportError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
-    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    table = pa.concat_tables(tables)
+    if bad and not len(table):
+        raise DataError(f"none of the {len(bad)} rows can be used; the first: {': '.join(bad[0])}")
     if not len(table):
-        first = bad and f"none of the {len(bad)} rows can be used; the first: {': '.join(bad[0])}"
-        raise DataError(first or f"{name} holds no rows: give at least one")
+        raise DataError(f"{name} holds no rows: give at least one")
     if dropped is not None:
         dropped += bad
     line = "; ".join([line, *(f"{count} {note}" for note, count in notes.items() if count)])
@@ -136,82 +138,85 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
     """(prompt columns, answer column, a line about them): those given, else of a known layout."""
     if not columns:
         raise DataError(f"{name} holds no row with columns: give objects, or a header and rows")
-    if twice := Counter(filter(None, columns)) - Counter(set(columns)):
-        raise DataError(f"{name} names columns twice: rename one of {list(twice)[:3]}")
+    if twice := [column for column, count in Counter(columns).items() if column and count > 1]:
+        raise DataError(f"{name} names columns twice: rename one of {twice[:3]}")
     for label, (known, known_answer) in LAYOUTS.items():  # noqa: B007
-        firsts, last = prompts or known, answer or known_answer
-        if {*prompts, firsts[0], last or firsts[0]} <= set(columns):
+        prompt_columns, answer_column = prompts or known, answer or known_answer
+        if {*prompts, prompt_columns[0], answer_column or prompt_columns[0]} <= set(columns):
             break
     else:
         missing = [column for column in (*prompts, answer) if column and column not in columns]
         wanted = " and ".join(map(repr, missing)) or "known layout"
         found = f"{name} has no {wanted} among its columns {', '.join(map(repr, columns))[:300]}"
-        way_on = "name its columns (--prompt-column, --answer-column; PROMPT_COLUMN, ANSWER_COLUMN)"
-        raise DataError(f"{found}: {way_on}")
-    if not last and prompts[1:]:
+        advice = "name its columns (--prompt-column, --answer-column; PROMPT_COLUMN, ANSWER_COLUMN)"
+        raise DataError(f"{found}: {advice}")
+    if not answer_column and prompts[1:]:
         raise DataError("several prompt columns need an answer: name it with --answer-column")
-    if twice := Counter([*firsts, last]) - Counter({*firsts, last}):
-        raise DataError(f"prompt and answer are the same column {[*twice][0]!r}: name each once")
-    firsts = [column for column in firsts if column in columns]
-    unused = [repr(column) for column in columns if column not in (*firsts, last)]
-    line = " + ".join(firsts) + (f" -> {last}" if last else "")
+    if twice := [c for c in prompt_columns if [*prompt_columns, answer_column].count(c) > 1]:
+        raise DataError(f"prompt and answer are the same column {twice[0]!r}: name each once")
+    prompt_columns = [column for column in prompt_columns if column in columns]
+    unused = [repr(column) for column in columns if column not in (*prompt_columns, answer_column)]
+    line = " + ".join(prompt_columns) + (f" -> {answer_column}" if answer_column else "")
     if not prompts and not answer:
         line = f"read as {label}: {line}"
     if unused:
         line += f"; not used: {', '.join(unused)}"
-    return firsts, last, line
+    return prompt_columns, answer_column, line
 
 
 def _pair(
-    row: object, prompts: list[str], answer: str | None, special: Sequence[str], notes: Counter
+    row, columns: list[str], answer_column: str | None, special: Sequence[str], notes: Counter
 ) -> dict[str, str]:
     """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
         raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
     try:
-        first, last = row[prompts[0]], row[answer] if answer else None
+        prompt, answer = row[columns[0]], row[answer_column] if answer_column else None
     except KeyError as column:
         raise DataError(f"no column {column}") from None
-    if answer and not isinstance(first, list):
-        values = [last, first, *(row.get(column) for column in prompts[1:])]
+    if answer_column and not isinstance(prompt, list):
+        values = [answer, prompt, *(row.get(column) for column in columns[1:])]
         values = ["" if value is None or value != value else value for value in values]  # NaN
         notes["values written as JSON text"] += sum(isinstance(v, AS_JSON) for v in values)
-        last, *parts = map(_text, values)
-        first = "\n".join(filter(None, parts))
-    else:
-        if any(row.get(column) not in (None, "") for column in prompts[1:]):
-            raise DataError(f"{prompts[0]!r} is a conversation, which no other column can join")
-        if answer and not isinstance(last, list):
-            last = [{"role": "assistant", "content": _text("" if last is None else last)}]
-        first = [*first, *last] if answer else first
+        answer, *parts = map(_text, values)
+        prompt = "\n".join(filter(None, parts))
+    else:  # a conversation, whose last turn may have a column of its own
+        if any(row.get(column) not in (None, "") for column in columns[1:]):
+            raise DataError(f"{columns[0]!r} is a conversation, which no other column can join")
+        if answer_column and not isinstance(answer, list):
+            answer = [{"role": "assistant", "content": _text("" if answer is None else answer)}]
         try:
-            first, last = chat_to_pair(first)
+            prompt, answer = chat_to_pair([*prompt, *answer] if answer_column else prompt)
         except DataError as error:
-            raise DataError(f"{prompts[0]!r} {error}") from None
-    last, given = last.strip(), last
-    notes["answers stripped at both ends"] += last != given
-    bare = first.strip().removeprefix(USER).removesuffix(TURNS[1]), last.removeprefix(ASSISTANT)
-    if bare != (first.strip(), last):
+            raise DataError(f"{columns[0]!r} {error}") from None
+    notes["answers stripped at both ends"] += answer != answer.strip()
+    answer = answer.strip()
+    bare_prompt = prompt.strip().removeprefix(USER).removesuffix(TURNS[1])
+    bare_answer = answer.removeprefix(ASSISTANT)
+    if (bare_prompt, bare_answer) != (prompt.strip(), answer):
         notes[f"rows had the template's own {USER} or {ASSISTANT} removed"] += 1
-        first, last = map(str.strip, bare)
-    for name, text in (("answer", last), ("prompt", first)):
+        prompt, answer = bare_prompt.strip(), bare_answer.strip()
+    for name, text in (("answer", answer), ("prompt", prompt)):
         if BLANK.fullmatch(text):
             raise DataError(f"the {name} is empty")
         if found := [token for token in special if token in text]:
             raise DataError(f"the {name} holds the special token {found[0]!r}")
-        if not text.isascii() and BROKEN.search(text):
+        if BROKEN.search(text):
             raise DataError(f"the {name} is not UTF-8")
-    if any(turn in f"\n{last}" for turn in TURNS) or f"\n{first}".startswith(TURNS):
+    if any(turn in f"\n{answer}" for turn in TURNS) or f"\n{prompt}".startswith(TURNS):
         raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
-    return {"prompt": first, "answer": last}
+    return {"prompt": prompt, "answer": answer}
 
 
 def _text(value: object) -> str:
     """A value as text; DataError for what is none, such as an image."""
     if isinstance(value, AS_JSON):
-        exact = {bytearray: lambda v: "\ufdd0" + v.decode()}  # a float as its file spells it
-        text = json.dumps(value, ensure_ascii=False, default=lambda v: exact.get(type(v), _text)(v))
-        return re.sub('"\ufdd0(.*?)"', r"\1", text)
+
+        def written(part: object) -> str:  # JSON keeps a float as the bytes of its spelling
+            return f"\ufdd0{part.decode()}" if isinstance(part, bytearray) else _text(part)
+
+        text = json.dumps(value, ensure_ascii=False, default=written)
+        return re.sub('"\ufdd0(.*?)"', r"\1", text)  # a float, marked above, loses its quotes
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if type(value).__module__.split(".")[0] in PLAIN:
@@ -231,20 +236,21 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
             raise DataError(f"begins as a list of messages and is {found}")
         messages = messages if isinstance(found, str) else found
     if isinstance(messages, str):
-        system, *said = TURN.split(messages)
+        system, *said = TURN.split(messages)  # a role, its text, the next role, ...
         said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
         messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
-    turns, lost = [], []
+    turns, unread = [], []
     try:
         for message in messages:
             role = (message.get("role") or message["from"]).lower()
             text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
-            if (lost := [*filter(message.get, UNREAD)]) or (not text and role != "system"):
+            unread = [name for name in UNREAD if message.get(name)]
+            if unread or (not text and role != "system"):
                 raise ValueError
             turns.append((ROLES.get(role, role), text))
     except (AttributeError, KeyError, TypeError, ValueError):
-        what = f"{lost[0]!r} (leave it out)" if lost else "no text under 'role' and 'content'"
+        what = f"{unread[0]!r} (leave it out)" if unread else "no text under 'role' and 'content'"
         raise DataError(f"has {what} in message {len(turns) + 1}") from None
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     system += "\n" if system else ""
@@ -264,8 +270,8 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     The function gives batches: lists of numbered rows, each a dict or a str that says what is wrong
     with it, and tables of rows that need no closer look."""
     if "://" in source:
-        way_on = "download the file and name it here, or name a hub data set as owner/name"
-        raise DataError(f"{source!r} is a web address: {way_on}")
+        advice = "download the file and name it here, or name a hub data set as owner/name"
+        raise DataError(f"{source!r} is a web address: {advice}")
     path = Path(source)
     ending, name = Path(path.name.lower().removesuffix(".gz")).suffix, path.name
     if ending not in READABLE and not os.path.exists(path):
@@ -281,8 +287,9 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
             raise DataError(f"{wanted} can be read: {reason}") from error
 
         def rows(needed: list[str], _) -> Iterator:
-            for column in needed if table.info.builder_name == "json" else ():
-                if re.search(ALTERED, kind := str(table.features[column])):
+            for column in needed:
+                kind = str(table.features[column])
+                if table.info.builder_name == "json" and re.search(ALTERED, kind):
                     wrong = f"`datasets` alters {column!r} of {str(path)!r}: it reads {kind}"
                     raise DataError(f"{wrong}; download the file and name it here")
             return _batches(enumerate(table.select_columns(needed), 1))
@@ -318,8 +325,8 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
         for column in known[1:]:  # it may be missing, and may begin later
             if {known[0], answer} <= {*columns} and column not in columns:
                 file.seek(0)
-                found = any(f'"{column}"'.encode() in line for line in file)
-                columns += [column] if found else []
+                if any(f'"{column}"'.encode() in line for line in file):
+                    columns.append(column)
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
 
@@ -364,7 +371,7 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
         except (UnicodeDecodeError, pa.ArrowInvalid):
             table = None
         columns = table.columns if table and len(table) == count else []
-        plain = len(columns) > 1 and not columns[0].null_count + columns[-1].null_count
+        plain = len(columns) > 1 and columns[0].null_count == columns[-1].null_count == 0
         if plain:  # the prompt's parts are joined as `_pair` does
             *parts, answer = columns
             parts = [pc.if_else(pc.equal(part, ""), None, part) for part in parts]
@@ -424,13 +431,13 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
         raise DataError(f"{name} is {rows}; give a list of objects, or one object a line")
     tables = {}
     if isinstance(rows, dict):
-        keys = {tuple(column) if isinstance(column, dict) else () for column in rows.values()}
-        if len(keys) == 1 and "".join(*keys).isdigit():  # pandas' to_json: columns by row number
+        keys = [tuple(column) if isinstance(column, dict) else () for column in rows.values()]
+        if len({*keys}) == 1 and "".join(keys[0]).isdigit():  # pandas: columns by row number
             rows = {key: list(column.values()) for key, column in rows.items()}
         lists = {key: value for key, value in rows.items() if isinstance(value, list)}
         tables = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
         known = any({columns[0], answer} <= {*lists} for columns, answer in LAYOUTS.values())
-        if len(set(map(len, lists.values()))) == 1 and (known or not tables):
+        if len(set(map(len, lists.values()))) == 1 and (known or not tables):  # columns of lists
             rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
             tables = {}
         elif {"messages", "conversations"} & {*tables} or not tables:  # one row
@@ -439,8 +446,9 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
         raise DataError(f"{name} has no split {split!r}: choose one of {list(tables) or ['train']}")
     if len(tables) > 1:
         print(f"{name}: of the splits {list(tables)} {split!r} is read")
-    rows = tables.get(split, [*tables.values(), rows][0])
-    return [r if isinstance(r, dict | list) else f"a JSON {type(r).__name__}" for r in rows]
+    if tables:  # the split that was asked for, else the only list
+        rows = tables.get(split, next(iter(tables.values())))
+    return [r if isinstance(r, dict | list) else "a single value, no object" for r in rows]
 
 
 def _parse(data: bytes) -> dict | list | str:
@@ -449,7 +457,7 @@ def _parse(data: bytes) -> dict | list | str:
         value = JSON.decode(data.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
-    return value if isinstance(value, dict | list) else f"a JSON {type(value).__name__}"
+    return value if isinstance(value, dict | list) else "a single value, no object"
 
 
 def _row(pairs: list[tuple[str, object]]) -> dict:

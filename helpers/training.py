@@ -39,11 +39,9 @@ def share(profile: Profile, size: int) -> Profile:
     micro_batch, rest = divmod(profile.micro_batch, size // shared)
     if rest:
         batch = profile.micro_batch * profile.accumulation
-        even = [n for n in range(1, batch + 1) if batch % n == 0]
-        raise TutorialError(
-            f"{size} processes cannot share the {batch} examples of a step of profile "
-            f"{profile.name!r} evenly: start one of {', '.join(map(str, even))} processes"
-        )
+        even = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        wrong = f"{size} processes cannot share the {batch} examples of a step of profile"
+        raise TutorialError(f"{wrong} {profile.name!r} evenly: start one of {even} processes")
     return replace(profile, accumulation=profile.accumulation // shared, micro_batch=micro_batch)
 
 
@@ -159,7 +157,7 @@ def save(
 
     `proof`: of `loading.prove_4bit`; `training`: of `fine_tune`; `more`: data and scores."""
     results = output / "results.json"
-    results.unlink(missing_ok=True)  # it tells of the adapter before
+    results.unlink(missing_ok=True)  # it would tell of the former adapter
     trainable, total = model.get_nb_trainable_parameters()
     status = Path("/proc/self/status")  # Linux tells there the most memory that a process has held
     peak = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else None
@@ -215,10 +213,9 @@ def run(
     processes all train; the first alone scores and writes, the others return None."""
     state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise TutorialError(
-            "helpers.training keeps the whole model in every process and was started with FSDP: "
-            "leave --use_fsdp out; notebook 08 shows how one model is spread"
-        )
+        wrong = "helpers.training keeps the whole model in every process and was started with FSDP"
+        advice = "leave --use_fsdp out; notebook 08 shows how one model is spread"
+        raise TutorialError(f"{wrong}: {advice}")
     mine = share(profile, state.num_processes)
     output = Path(output).expanduser() if output else environment.runs_folder() / profile.name
     environment.check_writable(output / "checkpoints")
@@ -248,20 +245,20 @@ def run(
         )
         model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
         scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
-        scoring, limits = scoring and leads, (profile.max_new_tokens, profile.eval_batch)
+        scoring, limit = scoring and leads, profile.max_new_tokens
 
         def score(when: str, rows: Dataset) -> list[str]:
-            answers = prompting.generate(model, tokenizer, rows["prompt"], *limits)
-            scores[when] = evaluation.score(answers, rows["answer"])
-            return answers
+            said = prompting.generate(model, tokenizer, rows["prompt"], limit, profile.eval_batch)
+            scores[when] = evaluation.score(said, rows["answer"])
+            return said
 
         if scoring:
             before = score("before", splits["test"])
             perplexity = evaluation.perplexity(model, tokenizer, records.HELDOUT.read_text("utf-8"))
             scores["perplexity_before"] = round(perplexity, 4)
         state.wait_for_everyone()
-        rows = encoded["train"], encoded["validation"]
-        training = fine_tune(model, tokenizer, rows[0], profile, output, seed, resume, rows[1])
+        train, validation = encoded["train"], encoded["validation"]
+        training = fine_tune(model, tokenizer, train, profile, output, seed, resume, validation)
         if loading.base_fingerprint(model) != fingerprint:
             raise NotQuantizedError("the 4-bit base changed in training: report the versions")
         if not leads:
@@ -273,8 +270,8 @@ def run(
         record = save(model, tokenizer, profile, seed, proof, training, output, data=data, **scores)
         if scoring:
             report(record, splits["test"], before=before, after=after)
-            if cut := prompting.cut_off(tokenizer, after, limits[0]):
-                print(f"{cut} of {len(after)} answers reach their limit of {limits[0]} tokens")
+            if cut := prompting.cut_off(tokenizer, after, limit):
+                print(f"{cut} of {len(after)} answers reach their limit of {limit} tokens")
         print("validation loss (nats a token):", *map("{:.4f}".format, record["validation_losses"]))
         trained = f"trained to step {record['steps']} in {record['train_seconds']:.0f} s"
         print(f"{trained}; adapter and results.json: {output}")
@@ -323,30 +320,31 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cache-4bit", metavar="DIR", help="keep the quantized base in DIR")
     add("--no-scoring", action="store_true", help="train and save only")
     add("--write-recipe", metavar="FILE", help="write notebook 05's recipe, and end")
-    args, columns = parser.parse_args(arguments), ("prompt_column", "answer_column")
-    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if args.write_recipe is not None and len(given) > 1:
+    args = parser.parse_args(arguments)
+    of_data = ("prompt_column", "answer_column", "split", "config")
+    changed = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    if args.write_recipe is not None and len(changed) > 1:
         parser.error("--write-recipe takes no other option: the script has a form")
-    if args.data is None and given & {*columns, "split", "config", "drop_bad_rows"}:
+    if args.data is None and changed & {*of_data, "drop_bad_rows"}:
         parser.error("columns, split, config and --drop-bad-rows are of --data: name it")
 
     def work() -> None:
         if args.write_recipe is not None:
             write_recipe(args.write_recipe)
             return
-        fields = {"max_steps", "save_steps", "learning_rate"} & given
-        asked = {name: getattr(args, name) for name in fields}
-        profile = replace(profiles.resolve(args.profile), **asked)
+        fields = {"max_steps", "save_steps", "learning_rate"} & changed
+        profile = profiles.resolve(args.profile)
+        profile = replace(profile, **{name: getattr(args, name) for name in fields})
         splits, data = None, "data/tickets"
         if args.data is not None:
-            options = {name: getattr(args, name) for name in (*columns, "split", "config")}
+            options = {name: getattr(args, name) for name in of_data}
             options["special_tokens"] = loading.load_tokenizer(profile).all_special_tokens
             dropped = [] if args.drop_bad_rows else None
             rows = records.read_records(args.data, dropped=dropped, **options)
             least = profile.micro_batch * profile.accumulation
             splits, data = records.own_splits(rows, dropped, args.seed, least), Path(args.data).name
-        scoring, cache = not args.no_scoring, args.cache_4bit
-        run(profile, splits, args.seed, args.output, args.resume, scoring, cache, data)
+        more = {"scoring": not args.no_scoring, "cache": args.cache_4bit, "data": data}
+        run(profile, splits, args.seed, args.output, args.resume, **more)
 
     advice = "run again with --resume to go on from the newest checkpoint, if there is one"
     return environment.exit_status(work, f"interrupted: {advice}")

@@ -134,7 +134,7 @@ ONE_ROW = {
     "invalid JSON": (b'{"prompt": \n', "not JSON: Expecting value"),
     "deep nesting": (b'{"prompt":' + b"[" * 100_000 + b"\n", "not JSON"),
     "a list": (b"[1]\n", "a list, not an object"),
-    "null": (b"null\n", "a JSON NoneType"),
+    "null": (b"null\n", "a single value, no object"),
     "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
     "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
     "null prompt": (as_line(prompt=None), "the prompt is empty"),
