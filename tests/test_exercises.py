@@ -1,6 +1,7 @@
 """Exercises: each has a judge, right answers pass, wrong ones get the hint of their mistake."""
 
 import csv
+import io
 import json
 import re
 from functools import partial
@@ -48,7 +49,7 @@ def collate(rows, fill=-100, end=None):
 
 def chats(table, key="chat", quoting=csv.QUOTE_MINIMAL):
     found = {}
-    for row in csv.DictReader(table.splitlines(), quoting=quoting):
+    for row in csv.DictReader(io.StringIO(table), quoting=quoting):
         found.setdefault(row[key], []).append({"role": row["role"], "content": row["text"]})
     return [{"messages": turns} for turns in found.values()]
 
@@ -102,7 +103,7 @@ CASES = {  # a right answer, then pairs of a wrong one and words of its hint
     "04.3": (chats, partial(chats, key="text"), "each chat", partial(chats, quoting=3), "comma"),
     "05.1": (61_440, 122_880, "whole", 30_720, "twice or half"),
     "05.2": ((SPOKEN, SPOKEN), (TICKET, SPOKEN), "was on", (SPOKEN, TICKET), "after training"),
-    "05.3": (DataError("no column 'x'"), DataError("no file"), "a column", KeyError("x"), "caught"),
+    "05.3": (DataError("has no 'x'"), DataError("no file"), "misspelt", KeyError("x"), "caught"),
     "05.4": (exact, lambda a, b: 1.0, "wrong value", partial(exact, load=str), "spacing"),
     "06.1": ({4: 0.9, 1: 0}, {4: 0.9, 1: 0.9}, "the same", {4: 0, 1: 0.9}, "changed places"),
     "06.2": (GHOST, ValueError("adapter"), "unknown", TypeError("x"), "caught"),

@@ -75,10 +75,14 @@ def expect(right: object, hint: str) -> None:
 
 def call(function: Callable, *arguments: object) -> object:
     """What the reader's function returns for copies of `arguments`; a hint if it fails."""
+    expect(callable(function), "give the function itself, not what it returns")
     try:
         result = function(*copy.deepcopy(arguments))
     except Exception as error:
-        raise WrongAnswer(f"your function stops with {type(error).__name__}: {error}") from error
+        frame = error.__traceback__.tb_next  # of the reader's function; None: it was not entered
+        line = f" in line {frame.tb_lineno}" if frame else ""
+        wrong = f"your function stops{line} with {type(error).__name__}: {error}"
+        raise WrongAnswer(wrong) from error
     stop_if_open(result)
     return result
 
@@ -94,7 +98,8 @@ def judge(
     if isinstance(answer, bool) or not isinstance(answer, Real | torch.Tensor):
         raise TypeError(f"{answer!r:.60} is neither a number nor a tensor")
     value, truth = torch.as_tensor(answer).detach().double().cpu(), torch.as_tensor(truth)
-    expect(value.shape == truth.shape, f"{what} has not the shape {tuple(truth.shape)}")
+    shapes = tuple(value.shape), tuple(truth.shape)
+    expect(shapes[0] == shapes[1], "{} has the shape {}, not {}".format(what, *shapes))
 
     def near(other: Value) -> bool:
         return bool((value - other).abs().max() <= rel * torch.as_tensor(other).abs().max())
@@ -104,6 +109,7 @@ def judge(
     for wrong, hint in mistakes.items():
         expect(not near(wrong), hint)
     for factor, hint in FACTORS.items():
-        expect(not near(truth * factor) and not near(truth / factor), f"{what} {hint}")
+        off = near(truth * factor) or near(truth / factor)
+        expect(not off or factor < 1 + 4 * rel, f"{what} {hint}")
     expect(truth.dim() == 0, f"{what} has the right shape and wrong values")
     raise WrongAnswer(f"{what} is too {'large' if value > truth else 'small'}")

@@ -2,16 +2,18 @@
 
 import torch
 
-from helpers.exercises import call, judge
+from helpers.exercises import call, expect, judge
 
 
 def exercise_1(answer: object) -> None:
     """Three codes: of a positive largest weight, of a negative one, and of zero."""
+    codes = torch.as_tensor(answer)
+    expect(codes.min() >= 0, "those are values, or signed: a code is a value's place in the table")
     mistakes = {
-        torch.tensor([1, -1, 0]): "those are values: a code is a value's place in the table",
         torch.tensor([0, 15, 7]): "the two ends have changed places: the table is sorted",
+        torch.tensor([15, 15, 7]): "the sign matters: -1 and +1 are two values of the table",
     }
-    judge(torch.as_tensor(answer), torch.tensor([15, 0, 7]), mistakes, 0, "the row of codes")
+    judge(codes, torch.tensor([15, 0, 7]), mistakes, 0, "the row of codes")
 
 
 def exercise_2(answer: object) -> None:
@@ -21,7 +23,7 @@ def exercise_2(answer: object) -> None:
             4 + 32 / size: "that is without double quantization: with it a scale takes 8 bits",
             4 + 8 / size: "almost: the scales of the scales are missing",
         }
-        judge(call(answer, size), 4 + 8 / size + 32 / (256 * size), mistakes)
+        judge(call(answer, size), 4 + 8 / size + 32 / (256 * size), mistakes, 1.5e-4)
 
 
 def exercise_3(answer: object) -> None:
@@ -31,7 +33,9 @@ def exercise_3(answer: object) -> None:
         torch.linspace(-1, 1, 16): "one even grid steps over zero: build the two sides apart",
         -truth.flip(0): "the value that is left over belongs to the positive side, as in NF4",
     }
-    judge(answer, truth, mistakes)
+    values = torch.as_tensor(answer)
+    expect((values.diff() > 0).all(), "sort the values: a codebook runs from -1 to 1")
+    judge(values, truth, mistakes)
 
 
 def exercise_4(answer: object) -> None:

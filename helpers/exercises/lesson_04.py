@@ -13,11 +13,10 @@ def exercise_1(answer: object) -> None:
     judge(gigabytes, 16 * prompt / 1e9, {prompt / 1e9: "that is one prompt's"}, 0.01, "the cache")
     free = card - memory.expected_footprint(config, rest_bytes=2)
     for name, count, size in (("one head", shared, prompt), ("71 heads", apart, 71 * prompt)):
-        mistakes = {
-            card // size: "the weights are forgotten, which are on the card as well",
-            free // size + 1: f"with {name} one of those prompts fits only in part: round down",
-        }
-        judge(count, free // size, mistakes, 0, f"the number of prompts with {name}")
+        part = f"with {name} one of those prompts fits only in part: round down"
+        mistakes = {free / size: part, free // size + 1: part}
+        mistakes[card // size] = "the weights are forgotten, which are on the card as well"
+        judge(count, free // size, mistakes, 0.005, f"the number of prompts with {name}")
 
 
 def exercise_2(answer: object) -> None:
@@ -37,10 +36,11 @@ def exercise_2(answer: object) -> None:
 
 def exercise_3(answer: object) -> None:
     """A function that returns a list of {"messages": [{"role": ..., "content": ...}, ...]}."""
-    table = 'chat,role,text\na,user,"Hello, you"\nb,user,New?\na,assistant,Hi!\nb,assistant,Yes\n'
-    truth = [["user", "Hello, you", "assistant", "Hi!"], ["user", "New?", "assistant", "Yes"]]
+    table = 'chat,role,text\na,user,"Hi, you\nall"\nb,user,New?\na,assistant,Hi!\nb,assistant,Yes\n'
+    truth = [["user", "Hi, you\nall", "assistant", "Hi!"], ["user", "New?", "assistant", "Yes"]]
     chats = [record["messages"] for record in call(answer, table)]
     found = [[text for turn in chat for text in (turn["role"], turn["content"])] for chat in chats]
+    whole = truth[0][1] in sum(found, [])
+    expect(whole, "a text is cut at its comma or its line break: let csv read the whole text")
     expect(len(found) == 2, "one record for each chat, whose rows need not be neighbours")
-    expect("Hello, you" in sum(found, []), "a text is cut at its comma: let csv read the quotes")
     expect(found == truth, "turns have changed: keep them as the file has them")

@@ -19,19 +19,22 @@ def exercise_1(answer: object) -> None:
 def exercise_2(answer: object) -> None:
     """Two lists of texts: the answers with the adapter off, and those from before training."""
     off, before = answer
+    lists = isinstance(off, list) and isinstance(before, list)
+    expect(lists, "give the answers themselves, two lists of texts")
     fields = set(evaluation.FIELDS)  # a base may write JSON of its own
     tickets = [sum(bool(fields & set(evaluation.parse_ticket(t) or ())) for t in x) for x in answer]
     after, known = tickets
     expect(known < len(before) / 2, "the second list holds tickets: those are from after training")
     expect(after < len(off) / 2, "the first list holds tickets, so the adapter was on")
-    same = sum(a == b for a, b in zip(off, before, strict=True))
-    expect(same > 0.9 * len(off), "too many differ: are they answers to the same messages?")
+    same = sum(a.strip() == b.strip() for a, b in zip(off, before, strict=True))
+    expect(same > 0.9 * len(off), "too many differ: the adapter off, and the same messages?")
 
 
 def exercise_3(answer: object) -> None:
     """The error itself, as `except DataError as error` caught it."""
     expect(isinstance(answer, DataError), "that is no DataError: give the one that was caught")
-    expect("column" in str(answer), "that error is not about a column: read its sentence")
+    hint = "that error names no misspelt column: give both columns, one of them wrong"
+    expect("has no '" in str(answer), hint)
 
 
 def exercise_4(answer: object) -> None:

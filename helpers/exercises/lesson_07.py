@@ -39,18 +39,20 @@ def exercise_3(answer: object) -> None:
     """The perplexity after tuning with rank 2, one number."""
     stored = STUDY.loc["recovers"].query("format == 'int4' and seed == 0").iloc[0]
     low_enough = float(answer) < stored.perplexity_before - 0.7
-    expect(low_enough, "that is no better than rank 1's, or untrained")
+    expect(low_enough, "that is no better than rank 1's: is it Int4, trained, and of rank 2?")
     replaced = float(answer) > stored.perplexity + 0.5
-    expect(replaced, "that is a loss, or the stored rank's: was the rank replaced?")
+    expect(replaced, "a loss, or another rank or format: was the rank of Int4's run replaced?")
 
 
 def exercise_4(answer: object) -> None:
     """A function that returns two numbers: the mean difference, half the interval's width."""
     a, b, t = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([0.5, 0.4, 0.1]), STUDENT_T[2]
     mean, width = call(answer, pandas.Series(a.tolist()), pandas.Series(b.tolist()))
-    judge(mean, (a - b).mean(), {(b - a).mean(): "take the first list minus the second"})
+    first = {(b - a).mean(): "take the first list minus the second"}
+    judge(mean, (a - b).mean(), first, what="the mean difference")
     half = t * (a - b).std() / math.sqrt(3)
     mistakes = {
+        half * math.sqrt(2 / 3): "the standard deviation of a sample divides by n - 1",
         half / t: "that is the standard error: Student's t is missing",
         t * ((a.var() + b.var()) / 3).sqrt(): "that adds two intervals: the pairing is lost",
     }

@@ -12,6 +12,7 @@ def exercise_1(answer: object) -> None:
     """A dict from 2, 3, 4 and 8 processes to (accumulation, micro batch), or to None."""
     expect(answer[3] is None, "a batch of 16 does not come out even for 3 processes")
     for size, truth in {2: (2, 4), 4: (1, 4), 8: (1, 2)}.items():
+        expect(answer[size] is not None, f"16 come out even for {size}: what else can be shared?")
         batch = size * math.prod(answer[size])
         expect(batch == 4 * 4, f"with these shares {size} processes have another batch than 4 x 4")
         first = f"{size} processes share accumulation first, and it is written first"
