@@ -75,7 +75,7 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         disable_tqdm=True,  # `checkpoints.Progress` shows the minutes that are left
         seed=seed,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot copy a 4-bit model
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # with two cards Trainer doubles the batch
     return arguments
 
 
