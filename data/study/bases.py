@@ -42,6 +42,11 @@ def planned(stored: pd.DataFrame) -> list[Run]:
     return every
 
 
+def file(seed: int) -> Path:
+    """Where the runs of the base are whose pretraining had this seed."""
+    return study.FILE.with_name(f"base-{seed}.csv")
+
+
 def measured_on(folder: str, run: Run) -> dict:
     """The row of a run of the model in `folder`."""
     study.TINY = replace(study.TINY, model=folder)
@@ -51,7 +56,7 @@ def measured_on(folder: str, run: Run) -> dict:
 def work(folder: str) -> None:
     """All runs of the model in `folder` that its file lacks."""
     seed = json.loads(Path(folder, "pretraining.json").read_text())["seed"]
-    path = study.FILE.with_name(f"base-{seed}.csv")
+    path = file(seed)
     while True:  # the grid says what comes after it
         stored = build.read(path)
         done = set(study.runs(stored))
