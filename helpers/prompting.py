@@ -129,10 +129,12 @@ def generate(
     answers, was_training = [""] * len(prompts), model.training
     model.eval()
     starts = range(0, len(prompts), batch_size)
-    for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
-        rows = by_length[start : start + batch_size]
-        new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
-        for i, answer in zip(rows, new, strict=True):
-            answers[i] = answer
-    model.train(was_training)
+    try:
+        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
+            rows = by_length[start : start + batch_size]
+            new = generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
+            for i, answer in zip(rows, new, strict=True):
+                answers[i] = answer
+    finally:
+        model.train(was_training)
     return answers
