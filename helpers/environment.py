@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
 # What the cells import. Colab has all of these but bitsandbytes and loralib.
 NEEDED = (*PACKAGES, *"loralib einops matplotlib numpy pandas safetensors psutil tqdm".split())
 PLACES = {"Colab": "COLAB_RELEASE", "Kaggle": "KAGGLE_KERNEL_"}  # how its own variables begin
-PLACES |= {"VS Code": "VSCODE_", "Jupyter": "JPY_"}  # the first of which one is set is the place
+PLACES |= {"VS Code": "VSCODE_", "Jupyter": "JPY_"}  # the first that has one set is the place
 # A version that pip can read
 VERSION = r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9.]+)?"
 DISK_FULL = r"\(os error \d+\)\W*$|^\[enforce fail at inline_container"  # as Rust and torch say

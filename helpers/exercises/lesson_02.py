@@ -34,7 +34,8 @@ def exercise_3(answer: object) -> None:
         -truth.flip(0): "the value that is left over belongs to the positive side, as in NF4",
     }
     values = torch.as_tensor(answer)
-    expect((values.diff() > 0).all(), "sort the values: a codebook runs from -1 to 1")
+    expect((values.diff() >= 0).all(), "sort the values: a codebook runs from -1 to 1")
+    expect((values.diff() > 0).all(), "a value is there twice: both sides share the one zero")
     judge(values, truth, mistakes)
 
 

@@ -14,7 +14,8 @@ def exercise_1(answer: object) -> None:
     free = card - memory.expected_footprint(config, rest_bytes=2)
     for name, count, size in (("one head", shared, prompt), ("71 heads", apart, 71 * prompt)):
         part = f"with {name} one of those prompts fits only in part: round down"
-        mistakes = {free / size: part, free // size + 1: part}
+        expect(float(count).is_integer(), part)
+        mistakes = {free // size + 1: part}
         mistakes[card // size] = "the weights are forgotten, which are on the card as well"
         judge(count, free // size, mistakes, 0.005, f"the number of prompts with {name}")
 
