@@ -1,6 +1,6 @@
 """The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
 
-`python data/study/bases.py FOLDER ...`, 40 minutes on two cores for each model that `make pretrain`
+`python data/study/bases.py FOLDER ...`, 20 minutes on two cores for each model that `make pretrain`
 wrote (ARGS="--seed 1 --output FOLDER"), appends to base-1.csv, called by that seed. Columns as in
 study.csv; whoever stops the command goes on with the same one."""
 
