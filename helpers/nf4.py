@@ -10,11 +10,11 @@ import torch
 from torch.nn.functional import pad
 
 
-def _nf4_codebook(offset: float = 0.9677083) -> torch.Tensor:
+def _nf4_codebook(p_max: float = 0.9677083) -> torch.Tensor:
     """16 sorted values in [-1, 1], float32: quantiles of N(0, 1), 7 below zero, zero, 8 above."""
     quantile = NormalDist().inv_cdf
-    positive = [quantile(p) for p in torch.linspace(offset, 0.5, 9)[:-1].tolist()]
-    negative = [-quantile(p) for p in torch.linspace(offset, 0.5, 8)[:-1].tolist()]
+    positive = [quantile(p) for p in torch.linspace(p_max, 0.5, 9)[:-1].tolist()]
+    negative = [-quantile(p) for p in torch.linspace(p_max, 0.5, 8)[:-1].tolist()]
     return torch.tensor(sorted([*negative, 0.0, *positive])) / positive[0]
 
 
