@@ -46,12 +46,13 @@ LAYOUTS = {
     "text of Human and Assistant": (["text"], None),
 }
 USER, ASSISTANT = map(str.strip, TURNS)
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant")
+ROLES |= {"human": "user", "developer": "system"}
 UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
 INVISIBLE = "\x0b\x1c-\x1f\x85\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000"
-INVISIBLE += "\ufeff"
+INVISIBLE += "\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
@@ -120,7 +121,7 @@ def read_records(
                         advice = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
                         raise DataError(f"{place}: {error}; {advice}") from None
             tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
-    except (OSError, EOFError, ImportError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ImportError, UnicodeError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
@@ -202,7 +203,7 @@ def _pair(
         if found := [token for token in special if token in text]:
             raise DataError(f"the {name} holds the special token {found[0]!r}")
         if BROKEN.search(text):
-            raise DataError(f"the {name} is not UTF-8")
+            raise DataError(f"the {name} is not UTF-8: save the file as UTF-8")
     if any(turn in f"\n{answer}" for turn in TURNS) or f"\n{prompt}".startswith(TURNS):
         raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
     return {"prompt": prompt, "answer": answer}
@@ -243,12 +244,13 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
     try:
         for message in messages:
             role = (message.get("role") or message["from"]).lower()
+            role = ROLES.get(role, role)
             text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
             unread = [name for name in UNREAD if message.get(name)]
             if unread or (not text and role != "system"):
                 raise ValueError
-            turns.append((ROLES.get(role, role), text))
+            turns.append((role, text))
     except (AttributeError, KeyError, TypeError, ValueError):
         what = f"{unread[0]!r} (leave it out)" if unread else "no text under 'role' and 'content'"
         raise DataError(f"has {what} in message {len(turns) + 1}") from None
@@ -311,7 +313,7 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     at = f"{name}, {'line' if by_line else 'row'}"
     file.seek(0)
     if is_parquet:
-        table = ParquetFile(path)
+        table = ParquetFile(file)
         columns = table.schema_arrow.names
         return at, columns, lambda needed, _: _parquet(table.iter_batches(BATCH, columns=needed))
     if is_csv:
@@ -391,22 +393,23 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     """Header, then numbered rows, all as text; cut as a `sep=;` line says, or by what cuts most."""
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     head = next(filter(str.strip, text), "")
-    stated = re.match('"?sep=(.)', head)
-    lines = [head, *itertools.islice(text, 20)]  # a column's name may have line breaks
-    counts = {mark: len(next(csv.reader(lines, delimiter=mark))) for mark in "\t,;|"}
-    mark = stated[1] if stated else max(counts, key=counts.get)
+    stated = re.match('(?i)"?sep=(.)', head)
+    start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
+    names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
+    mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
+    opening = rf'{re.escape(mark)} "[^{re.escape(mark)}"\r\n]'  # else the space ends a quoted text
+    spaced = f"{mark} " in names or bool(re.search(opening, start))
     text.seek(0)
-    reader = csv.reader(text, delimiter=mark, skipinitialspace=f"{mark} " in head, strict=True)
+    reader = csv.reader(text, delimiter=mark, skipinitialspace=spaced, strict=True)
     header = []
     while True:
         line = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            if "end of data" in str(error):
-                raise DataError(f"{name}, line {line}: a quote is opened, never closed") from None
             wrong = f"not CSV ({error}): a quote inside quotes is doubled"
-            if not header:
+            if (open_quote := "end of data" in str(error)) or not header:
+                wrong = "a quote is opened, never closed" if open_quote else wrong
                 raise DataError(f"{name}, line {line}: {wrong}") from None
             yield line if reader.line_num == line else f"{line} to {reader.line_num}", wrong
             continue
@@ -443,7 +446,8 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
         elif {"messages", "conversations"} & {*tables} or not tables:  # one row
             rows, tables = [rows], {}
     if split not in tables and (len(tables) > 1 or split != "train"):
-        raise DataError(f"{name} has no split {split!r}: choose one of {list(tables) or ['train']}")
+        choices = str(list(tables) or ["train"])[:300]
+        raise DataError(f"{name} has no split {split!r}: choose one of {choices}")
     if len(tables) > 1:
         print(f"{name}: of the splits {list(tables)} {split!r} is read")
     if tables:  # the split that was asked for, else the only list
@@ -466,7 +470,8 @@ def _row(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=partial(bytearray, encoding="ascii"))
+SPELLED = partial(bytearray, encoding="ascii")
+JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=SPELLED, parse_int=SPELLED)
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

@@ -231,8 +231,8 @@ def run(
             raise DataError(f"a step takes {batch} examples and train has {count}: add data")
         state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
-        epochs = f"{batch * profile.max_steps / count:.2g} times"
-        state.print(f"processes: {state.num_processes}, each with {each}; train is read {epochs}")
+        epochs = f"{batch * profile.max_steps / count:.2g}"
+        state.print(f"processes: {state.num_processes}, each with {each}; {epochs} epochs")
         if resume:  # another run's checkpoint is told before the base is loaded
             identity = checkpoints.run_identity(profile, encoded["train"], seed)
             checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)

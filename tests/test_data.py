@@ -123,8 +123,8 @@ def test_the_hero_says_and_draws_what_readme_notebook_05_and_planner_say(tmp_pat
     assert described == hero.describe(scores, planned), "run `make hero`"
     assert f"![{described}](data/hero/hero.png)" in (ROOT / "README.md").read_text("utf-8")
     left, right = hero.draw(scores, planned).axes
-    shares = re.findall(r"(\d+)%", left.get_title("left"))
-    assert shares == [f"{100 * share:.0f}" for share in scores["exact_match"]]
+    shares = [text.get_text() for text in left.texts]
+    assert shares == [f"{share:.0%}" for share in scores["exact_match"]]
     sizes = [text.get_text() for text in right.texts if text.get_text().endswith(" GB")]
     assert sizes == [f"{plan.total / 1e9:.0f} GB" for plan in planned.values()]
     (tmp_path / "05.ipynb").write_text('{"cells": []}')

@@ -49,8 +49,7 @@ def fails(message: str, work, *arguments, **options) -> None:
     """`work` raises a DataError of one short sentence that matches `message`."""
     with pytest.raises(DataError, match=message) as caught:
         work(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 900
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
 
 
 def read_or_refuse(path, dropped) -> tuple[list | None, str]:
@@ -88,7 +87,7 @@ def test_values_arrive_as_the_file_has_them(read):
     for more in (b"", as_line("x", 1)):  # with the second none of the lines is read by pyarrow
         data = read("d.jsonl", lines + more)
         assert pairs(data)[: len(values)] == [(value, value) for value in values]
-    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "true", "2.50", "1e5", "[[0.10]]"]
+    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "true", "-0", "1e5", "[[0.10]]"]
     data = read("d.jsonl", "".join(f'{{"prompt": "a", "answer": {text}}}\n' for text in texts))
     assert data["answer"][:] == texts
     assert data.info.description.endswith("; 7 values written as JSON text")
@@ -186,9 +185,10 @@ def test_names_that_are_no_files(tmp_path):
 ROWS = [{"prompt": f"p, {i}", "answer": f"a {i}"} for i in range(3)]
 TEXT = 'prompt,answer\n"p, 0",a 0\n"p, 1",a 1\n"p, 2",a 2\n'
 SHAPES = {
-    "sep.csv": "sep=;\nprompt;answer\np, 0;a 0\np, 1;a 1\np, 2;a 2\n",
+    "sep.csv": "SEP=;\nprompt;answer\np, 0;a 0\np, 1;a 1\np, 2;a 2\n",
     "crlf.csv": "\ufeff" + TEXT.replace("\n", "\r\n,\r\n\r\n"),
     "spaced.csv": TEXT.replace(",a", ", a"),
+    "quoted.csv": re.sub(",(a .)", r', "\1",', TEXT).replace("er\n", 'er,"n; o; p; q"\n'),
     "excel.csv": TEXT.replace("\n", ",,\n"),
     "key.json": json.dumps({"version": [1], "rows": ROWS}, indent=1),
     "splits.json": json.dumps({"test": [{"prompt": "x", "answer": "y"}], "train": ROWS}),
@@ -218,15 +218,13 @@ def test_one_row_and_a_broken_head(read):
 
 
 def test_of_parquet_the_needed_columns_are_read_as_they_are_written(tmp_path):
-    rows = {
-        "prompt": [CHAT[:1]],
-        "day": [datetime.date(2024, 1, 31)],
-        "image": [{"bytes": b"\x89"}],
-    }
+    rows = {"prompt": [CHAT[:1]], "day": [datetime.date(2024, 1, 31)], "image": [{"x": b"\x89"}]}
     table = pa.table(rows | {"price": [Decimal("1.10")]})
     pairs_of_a_map = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
     pq.write_table(table.append_column("unused", pairs_of_a_map), path := tmp_path / "d.parquet")
-    assert pairs(records.read_records(path, "day", "price")) == [("2024-01-31", "1.10")]
+    (packed := tmp_path / "d.parquet.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        assert pairs(records.read_records(file, "day", "price")) == [("2024-01-31", "1.10")]
     fails("the answer is not UTF-8", records.read_records, path, "day", "image")
     fails("is a conversation, which", records.read_records, path, ["prompt", "day"], "price")
 
@@ -238,6 +236,8 @@ def test_csv_rows_are_named_by_their_line(read):
     assert pairs(read("d.csv", text, *named, dropped=dropped)) == [("two\nlines", "b"), ("j", "k")]
     assert [row.place for row in dropped] == [f"d.csv, line {line}" for line in (5, 6, "7 to 8")]
     assert "a quote inside quotes is doubled" in dropped[2].kind
+    assert pairs(read("d.csv", "text\n### Human: a, b\tc### Assistant: d\n")) == [("a, b\tc", "d")]
+    fails("cannot be read", read, "\udcff.csv", TEXT)  # as names in old archives
 
 
 LAYOUTS = [
@@ -248,7 +248,7 @@ LAYOUTS = [
     ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
     ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "a", "prompt and completion"),
-    ({"messages": [{"role": "system", "content": ""}, *CHAT]}, "a", "OpenAI chat"),
+    ({"messages": [{"role": "developer", "content": ""}, *CHAT]}, "a", "OpenAI chat"),
     ({"instruction": "", "input": "C", "output": "b"}, "C", "Alpaca"),
     ({"prompt": "User: a\nAssistant:", "answer": "Assistant: b"}, "a", "1 rows .* removed"),
 ]

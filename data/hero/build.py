@@ -17,7 +17,6 @@ matplotlib.use("agg")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import matplotlib.pyplot as plt
-import pandas as pd
 
 from helpers import memory, plotting
 from helpers.environment import ROOT
@@ -29,7 +28,7 @@ METHODS = {"full": "16-bit full\nfine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 PARTS = {  # what is drawn as one part of a bar
     "weights": (("weights", "constants", "rest", "casts", "workspace"), plotting.BLUE),
     "gradients, optimizer": (("gradients", "optimizer", "adapter"), plotting.ORANGE),
-    "activations and the rest": ((), plotting.GREEN),  # what the two above leave
+    "the rest": ((), plotting.GREEN),  # what the two above leave
 }
 
 
@@ -74,38 +73,32 @@ def draw_memory(axes, planned: dict) -> None:
             width = width or plan.total / 1e9 - left
             axes.barh(row, width, left=left, color=color, label=None if row else name)
             left += width
-        axes.text(left + 0.6, row, f"{plan.total / 1e9:.0f} GB", va="center")
+        size = axes.text(left + 0.6, row, f"{plan.total / 1e9:.0f} GB", va="center")
+        size.set_bbox({"color": "white", "pad": 1})  # the T4's line ends at it
     card = memory.capacity("T4") / 1e9
     axes.axvline(card, color="black", linewidth=1, linestyle="--", zorder=0)
-    axes.text(card + 0.6, len(planned) - 0.55, "T4")
+    axes.text(card + 0.6, len(planned) - 0.4, "T4")
     axes.set_yticks(range(len(planned)), [METHODS[method] for method in planned])
     axes.set(xlim=(0, 1.25 * planned["full"].total / 1e9), ylim=(len(planned) - 0.3, -0.6))
-    axes.set_title("By plan, Falcon-7b in 4 bits fits a T4")
+    axes.set_title("QLoRA of Falcon-7b fits\na T4, by prediction")
     axes.set_xlabel("predicted memory (GB), 8-bit Adam,\none example of 512 tokens")
     axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=10, loc="lower right")
 
 
 def draw(scores: dict, planned: dict) -> plt.Figure:
     """The figure: scores on the left, memory on the right."""
     plotting.set_style()
-    options = {"figsize": (8.8, 4.0), "width_ratios": (1, 1.1), "layout": "constrained"}
+    options = {"figsize": (7, 4), "width_ratios": (1, 1.25), "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, **options)
-    shown = {"valid JSON": "valid_json", "exact ticket": "exact_match"}
-    columns = zip(*(scores[name] for name in shown.values()), strict=True)
-    groups = dict(zip(("before", "after", "new wording"), columns, strict=True))
-    colors = {"color": [plotting.GREY, plotting.BLUE, plotting.ORANGE]}
-    pd.DataFrame(groups, index=list(shown)).plot.bar(ax=left, width=0.8, rot=0, **colors)
-    for bars in left.containers:
-        left.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
+    shares, colors = scores["exact_match"], (plotting.GREY, plotting.BLUE, plotting.ORANGE)
+    bars = left.bar(["before", "after", "new\nwording"], shares, color=colors)
+    left.bar_label(bars, fmt="{:.0%}", padding=2)
     left.grid(axis="x", visible=False)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    for bar in left.containers[0]:  # a bar of height 0 is drawn as a line that can be seen
-        bar.set(edgecolor=plotting.GREY, linewidth=5)
-    before, after, reworded = scores["exact_match"]
-    title = f"Exact tickets: {before:.0%} before,\n{after:.0%} after, {reworded:.0%} on new wording"
+    left.yaxis.set_major_formatter("{x:.0%}")
+    title = "From {:.0%} to {:.0%}\nexact tickets".format(*shares[:2])
     left.set(title=title, ylabel="share of unseen messages", ylim=(0, 1.12))
     draw_memory(right, planned)
+    figure.legend(ncols=3, loc="outside lower right", columnspacing=1)
     return figure
 
 
