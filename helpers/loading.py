@@ -30,7 +30,6 @@ from helpers.profiles import Profile
 FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
 ADVICE = {  # what an error says: what to do
-    "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "GatedRepo": "accept the model's terms on its page and put your token in HF_TOKEN",
     "Git LFS": "fetch what the pointers stand for with `git lfs pull`",
     "PermissionError": "ask the owner of the files for the right to read them",
@@ -39,8 +38,9 @@ ADVICE = {  # what an error says: what to do
     "MemoryError": MEMORY_RAN_OUT,
     "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
-    ".safetensors": "only safetensors are loaded, since pickled weights can run code",
-    "": "check the name, the folder and the network, and run again",
+    "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
+    "no file": "only safetensors are loaded, since pickled weights can run code",
+    "": "check the name (an adapter's config names its base) and the network, and run again",
 }
 
 
@@ -87,8 +87,10 @@ def load_tokenizer(profile: Profile):
     that is safe since labels and attention masks are made from lengths here, never from its id."""
     with fetching("the tokenizer", profile) as options:
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {profile.model!r} has no end token: give it one")
+    end, rows = tokenizer.eos_token_id, load_config(profile).get_text_config().vocab_size
+    if end is None or max(end + 1, tokenizer.vocab_size) > rows:
+        wrong = f"has no end token, or more tokens than the {rows} of the model"
+        raise ModelError(f"the tokenizer of {profile.model!r} {wrong}: take the model's own")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     return tokenizer
 
@@ -107,7 +109,7 @@ def fetch(profile: Profile) -> None:
                 raise FileNotFoundError("there is no network and they are not here") from None
             return
         if not any(file.filename.endswith(".safetensors") for file in files):
-            raise FileNotFoundError("there are no .safetensors files")
+            raise FileNotFoundError("there are no files .safetensors")
         need = sum(file.file_size for file in files if file.will_download)
         cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
@@ -140,7 +142,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
 
     `device`: default the profile's. `cache`: a folder that keeps the 4-bit model, so that it is
     quantized once. ModelError (missing, damaged, incomplete, no room) or NotQuantizedError."""
-    source, config = profile.model_path, load_config(profile)
+    source, config, what = profile.model_path, load_config(profile), "the weights"
     options = {"revision": profile.revision, "quantization_config": quantization_config(profile)}
     if cache and not hasattr(config, "quantization_config"):  # else it is quantized already
         stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
@@ -148,14 +150,14 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         commit = getattr(config, "_commit_hash", None)  # of a branch, which moves
         decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
-        copy = Path(cache) / f"{Path(profile.model).name}-4bit-{digest}"
+        copy = Path(cache).expanduser() / f"{Path(profile.model).name}-4bit-{digest}"
         if not copy.exists():
             with writing(copy), FileLock(f"{copy}.lock"):
                 if not copy.exists():  # another process may have made it meanwhile
                     print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
                     with replace_folder(copy) as part:
                         load_base(profile, device).save_pretrained(part)
-        source, options = str(copy), {}
+        source, options, what = str(copy), {}, f"the 4-bit copy {copy.name}"
     else:
         fetch(profile)
 
@@ -163,7 +165,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         return quantize_4bit(A.nan_to_num(torch.inf, torch.inf, -torch.inf), *rest, **settings)
 
     hiding_no_nan = patch.object(functional, "quantize_4bit", quantize)
-    with fetching("the weights", profile), falcon_made_of_plain_linear(), hiding_no_nan:
+    with fetching(what, profile), falcon_made_of_plain_linear(), hiding_no_nan:
         if sum(memory.count_parameters(config).values()) < 10**8:
             transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -192,9 +194,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
             raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
     # What an adapter should say of its base is name and revision, not this machine's folder.
     model.name_or_path = model.config._name_or_path = profile.model
-    end = model.config.eos_token_id
-    ids = {"eos_token_id": end, "pad_token_id": end[0] if isinstance(end, list) else end}
-    model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model.eval()
 
 
@@ -231,8 +231,7 @@ def prove_4bit(model) -> FourBitProof:
     states = [state for state in states if state is not None]
     if len(states) != len(layers):
         wrong = f"{len(states)} of {len(layers)} linear layers are 4-bit"
-        why = f"transformers {transformers.__version__} did not quantize this model"
-        raise NotQuantizedError(f"{wrong}: {why}, use loading.load_base")
+        raise NotQuantizedError(f"{wrong}: use loading.load_base, on a model that is not quantized")
     if sum(parts["norm"]) > sum(parts["linear"]):  # a mixture of experts, in one tensor a layer
         wrong = "most weights are in no linear layer and stay as they were"
         raise NotQuantizedError(f"{wrong}: take a dense model")

@@ -125,10 +125,9 @@ def read_records(
         wrong = f"{name} cannot be read ({error}): check the file and its rights"
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
-    if bad and not len(table):
-        raise DataError(f"none of the {len(bad)} rows can be used; the first: {': '.join(bad[0])}")
     if not len(table):
-        raise DataError(f"{name} holds no rows: give at least one")
+        first = f"; the first of {len(bad)} is {': '.join(bad[0])}" if bad else ""
+        raise DataError(f"{name} holds no row that can be used{first}: give at least one")
     if dropped is not None:
         dropped += bad
     line = "; ".join([line, *(f"{count} {note}" for note, count in notes.items() if count)])
@@ -397,8 +396,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
     names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
     mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
-    opening = rf'{re.escape(mark)} "[^{re.escape(mark)}"\r\n]'  # else the space ends a quoted text
-    spaced = f"{mark} " in names or bool(re.search(opening, start))
+    spaced = f"{mark} " in names or bool(re.search(rf'{re.escape(mark)} "[^,;|"\s]', start))
     text.seek(0)
     reader = csv.reader(text, delimiter=mark, skipinitialspace=spaced, strict=True)
     header = []
@@ -439,8 +437,7 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
             rows = {key: list(column.values()) for key, column in rows.items()}
         lists = {key: value for key, value in rows.items() if isinstance(value, list)}
         tables = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
-        known = any({columns[0], answer} <= {*lists} for columns, answer in LAYOUTS.values())
-        if len(set(map(len, lists.values()))) == 1 and (known or not tables):  # columns of lists
+        if len(set(map(len, lists.values()))) == 1 and len(tables) < len(lists):  # columns of lists
             rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
             tables = {}
         elif {"messages", "conversations"} & {*tables} or not tables:  # one row

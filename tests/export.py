@@ -57,8 +57,7 @@ def measured():
 def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measured, tmp_path, kind):
     file = tmp_path / "tickets.gguf"
     command = ["export", str(main_job[1] / "adapter"), str(file), "--type", kind]
-    assert adapters.main(command) == 0
-    assert list(tmp_path.iterdir()) == [file]
+    assert adapters.main(command) == 0 and list(tmp_path.iterdir()) == [file]
     llama = Llama(str(file), n_ctx=256, n_threads=1, logits_all=True, verbose=False)
     differences, answers = [], []
     for text, ids, wanted in zip(TEST["prompt"], *expected[:2], strict=True):
@@ -82,8 +81,7 @@ def test_llama_cpp_answers_as_transformers(main_job, tokenizer, expected, measur
     print(kind, row)
     measured["files"][kind] = row
     bound, same = BOUNDS[kind]
-    assert row["largest_logit_difference"] < bound
-    assert row["same_answers"] >= same
+    assert row["largest_logit_difference"] < bound and row["same_answers"] >= same
 
 
 def test_num_kv_heads_as_saved_alone_is_refused(main_job, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from base64 import b64decode
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -114,8 +115,10 @@ def test_mixed_batch_answers_equal_each_alone_on_an_unchanged_base(model, tokeni
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merge_writes_an_ordinary_model(model, folders, tokenizer, prompts, tmp_path, dtype):
+def test_merge_writes_an_ordinary_model(model, folders, prompts, tmp_path, dtype, monkeypatch):
     folder, dtype = tmp_path / "merged", getattr(torch, dtype)
+    loading.load_base(TINY, cache=tmp_path)  # from now on it comes in 4 bits
+    monkeypatch.setattr(loading, "load_base", partial(loading.load_base, cache=tmp_path))
     command = ["merge", str(folders["a"]), str(folder), "--dtype", str(dtype)[6:]]
     assert adapters.main(command) == 0
     merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
@@ -147,6 +150,7 @@ def test_commands_first_tell_what_is_wrong(folders, tmp_path, capsys, monkeypatc
     }.items():
         assert adapters.main(list(map(str, command))) == 1
         assert re.search(words, capsys.readouterr().err)
+    assert adapters.environment.exit_status(lambda: os.listdir("/gone")) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,8 +225,10 @@ BROUGHT = {
     "not a number": ({}, lambda t: {k: v * torch.nan for k, v in t.items()}, "is not finite"),
     "integers": ({}, lambda t: {k: v.to(torch.int8) for k, v in t.items()}, "but torch.int8"),
     "alpha not finite": ({"lora_alpha": float("inf")}, None, "its lora_alpha .* is not finite"),
-    "aLoRA": ({"alora_invocation_tokens": [1]}, None, "only LoRA is known here, and no aLoRA"),
-    "a pointer": (lambda c: "version https://git-lfs.github", None, "json is a Git LFS pointer"),
+    "alpha 0": ({"lora_alpha": 0}, None, "its lora_alpha .* or 0"),
+    "beyond float32": ({}, lambda t: {k: v.double() * 1e300 for k, v in t.items()}, "not finite"),
+    "aLoRA": ({"alora_invocation_tokens": []}, None, "only LoRA is known here, and no aLoRA"),
+    "a pointer": (lambda c: "version https://git-lfs.github", None, "LFS pointer.*git lfs pull"),
     "targets null": ({"target_modules": None}, None, "target_modules is None"),
     "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
     "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
@@ -273,12 +279,12 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["lm_head", "word_embeddings"])
-def test_an_adapter_of_an_end_that_may_be_tied_is_not_merged(end, tmp_path, capsys):
+def test_an_adapter_of_an_end_that_is_tied_is_not_merged(end, tmp_path, capsys):
     folder, merged = tmp_path / "adapter", tmp_path / "merged"
     config = LoraConfig(r=4, target_modules=["dense", end])
     get_peft_model(loading.load_base(TINY), config).save_pretrained(folder)
     assert adapters.main(["merge", str(folder), str(merged)]) == 1
-    assert "may be one matrix: use the adapter" in capsys.readouterr().err and not merged.exists()
+    assert "are one matrix: use the adapter" in capsys.readouterr().err and not merged.exists()
 
 
 def test_a_head_of_its_own_is_merged_without_the_embedding(tmp_path, tokenizer, prompts):
@@ -352,6 +358,8 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     assert 0 < process.stderr.decode().count("is cut off at") < len(answers)
     own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)
     assert ["\\n".join(answer.splitlines()) for answer in own] == answers[:2]
+    closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, *map(str, command)]
+    assert subprocess.run(closed, cwd=ROOT).returncode == 0
 
 
 def test_typed_messages_are_streamed(folders):
@@ -360,7 +368,7 @@ def test_typed_messages_are_streamed(folders):
     command = [sys.executable, "-m", "helpers.adapters", "ask", str(folders["a"])]
     pipes = {"stdin": child, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
     process = subprocess.Popen(command, **pipes)
-    os.write(main, b"Where is my tea pot?\n\x04")
+    os.write(main, b"Where is my caf\xe9 pot?\n\x04")
     out, err = process.communicate(timeout=300)
     os.close(main), os.close(child)
     assert process.returncode == 0, err

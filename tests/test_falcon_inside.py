@@ -51,6 +51,5 @@ def test_generate_leaves_the_model_as_it_was_even_after_an_error(base, tokenizer
     with pytest.raises(RuntimeError, match="out of memory"):
         prompting.generate(base, tokenizer, ["hello"], 4, 1, progress=False)
     hook.remove()
-    assert base.training
-    assert base.config.use_cache is False
+    assert base.training and base.config.use_cache is False
     assert prompting.generate(base, tokenizer, [], 4, 1, progress=False) == []

@@ -30,11 +30,9 @@ SHORT = dataclasses.replace(profiles.PROFILES["tiny"], max_steps=6, save_steps=2
 def test_main_job_reaches_its_figures(main_job):
     """`main_job` (conftest.py): results.json of `make finetune`'s command, run once a test run."""
     record, folder = main_job
-    assert record["before"]["exact_match"] <= 0.02
-    assert record["after"]["valid_json"] >= 0.99
+    assert record["before"]["exact_match"] <= 0.02 and record["after"]["valid_json"] >= 0.99
     assert record["after"]["exact_match"] >= 0.98
-    assert record["after_reworded"]["exact_match"] >= 0.92
-    assert record["linear4bit_modules"] == 16
+    assert record["after_reworded"]["exact_match"] >= 0.92 and record["linear4bit_modules"] == 16
     assert record["footprint_bytes"] == record["footprint_expected_bytes"]
     assert record["peak_rss_bytes"] <= 2e9
     first, *_, last = record["validation_losses"]

@@ -97,7 +97,6 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     assert (clone / "runs" / "falcon-qlora" / "adapter" / "adapter_model.safetensors").exists()
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     outputs = json.dumps([cell.outputs for cell in cells])
-    assert "place         Colab" in outputs
-    assert str(tmp_path) not in outputs
+    assert "place         Colab" in outputs and str(tmp_path) not in outputs
     rows = re.findall(r"exact_match +[01]\.\d+ +([01]\.\d+)", outputs)
     assert rows and float(rows[0]) >= 0.97

@@ -189,6 +189,14 @@ def test_bad_weights_are_refused_and_no_pickled_code_is_run(copied, spoil, words
     assert not (folder / "exploded").exists()
 
 
+def test_a_tokenizer_of_a_larger_model_is_refused(copied):
+    profile, folder = copied
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="more tokens than the 512 of the model"):
+        loading.load_tokenizer(profile)
+
+
 def test_a_hub_model_without_room_or_safetensors_is_told_before_the_download(monkeypatch):
     def hub(name, size, to_fetch, free):
         """A hub with one file, and a disk with some room; returns what is fetched from it."""
@@ -206,7 +214,7 @@ def test_a_hub_model_without_room_or_safetensors_is_told_before_the_download(mon
     loading.fetch(T4)
     assert fetched[0]["revision"] == T4.revision and "*.bin" not in fetched[0]["allow_patterns"]
     hub("config.json", 100, True, free=10**12)
-    with pytest.raises(ModelError, match="are no .safetensors files.*only safetensors are loaded"):
+    with pytest.raises(ModelError, match="no files .safetensors.*only safetensors are loaded"):
         loading.fetch(T4)
 
 

@@ -37,8 +37,7 @@ def test_equals_the_library_forward_and_gradients(batch, dtype, bias, library):
 def test_starts_at_the_base_and_trains_only_a_and_b():
     base = nn.Linear(12, 8)
     layer, x = LoRALinear(base, r=3, alpha=6), torch.randn(5, 12)
-    assert torch.equal(layer(x), base(x))
-    assert layer.A.shape == (3, 12) and layer.B.shape == (8, 3)
+    assert torch.equal(layer(x), base(x)) and layer.A.shape == (3, 12) and layer.B.shape == (8, 3)
     assert layer.A.abs().max() <= 12**-0.5 and layer.A.any()  # Kaiming-uniform with a = sqrt(5)
     assert not layer.B.any()
     assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"A", "B"}

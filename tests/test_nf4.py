@@ -76,8 +76,7 @@ def assert_same_bytes(w, block_size=64):
     stored, state = F.quantize_4bit(w, blocksize=block_size, quant_type="nf4")
     assert differing_bytes(packed, stored) == differing_bytes(absmax, state.absmax) == 0
     read = dequantize_nf4(packed, absmax, w.shape, w.dtype, block_size)
-    assert read.shape == w.shape
-    assert differing_reads(read, F.dequantize_4bit(stored, state)) == 0
+    assert read.shape == w.shape and differing_reads(read, F.dequantize_4bit(stored, state)) == 0
 
 
 @cases
@@ -106,8 +105,7 @@ def test_double_quantizes_to_the_bits_of_bitsandbytes(kind, n, seed, block_size)
         options = {"blocksize": block_size, "quant_type": "nf4", "compress_statistics": True}
         stored, state = F.quantize_4bit(w, **options)
         assert differing_bytes(codes, state.absmax) == 0
-        assert differing_bytes(absmax2, state.state2.absmax) == 0
-        assert offset.equal(state.offset)
+        assert differing_bytes(absmax2, state.state2.absmax) == 0 and offset.equal(state.offset)
         absmax = double_dequantize(codes, absmax2, offset)
         read = dequantize_nf4(packed, absmax, w.shape, dtype, block_size)
         assert differing_reads(read, F.dequantize_4bit(stored, state)) == 0

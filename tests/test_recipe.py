@@ -97,6 +97,5 @@ def test_notebook_runs_with_a_readers_own_file(tmp_path, monkeypatch):
     form.source += "\nPROMPT_COLUMN, ANSWER_COLUMN, OUTPUT = 'question', 'reply', 'own'"
     NotebookClient(book, resources={"metadata": {"path": str(PATH.parent)}}).execute()
     printed = "".join(o.get("text", "") for c in book.cells for o in c.get("outputs", ()))
-    assert "exact match" in printed
-    assert "loss a token" in printed
+    assert "exact match" in printed and "loss a token" in printed
     assert (tmp_path / "own" / "adapter" / "adapter_model.safetensors").exists()

@@ -335,8 +335,7 @@ def test_splits_are_seeded_and_hold_no_prompt_of_the_other(read):
     lines = [as_line(f"{i % 40}" if i % 3 else f" {i % 40} ", f"{i}") for i in range(100)]
     data, dropped = read("d.jsonl", b"".join(lines)), []
     train, test = records.split_records(data, seed=1, dropped=dropped)
-    assert len(test) == 4
-    assert len(train) + len(test) + len(dropped) == 100
+    assert len(test) == 4 and len(train) + len(test) + len(dropped) == 100
     assert {row.kind for row in dropped} == {"repeats a held-out prompt"}
     assert not {p.strip() for p in train["prompt"]} & {p.strip() for p in test["prompt"]}
     assert records.split_records(data, seed=1)[1][:] == test[:]
