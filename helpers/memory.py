@@ -223,9 +223,9 @@ def attention_bytes(config: Config, profile: Profile, method: str, attention: st
         probability = stream if falcon else 4
         cast = compute if compute < probability else 0
         kept = 3 * queries * compute + scores * (probability + cast) + output
-        more = 3 * probability - cast if falcon else 8
+        more = 3 * probability - cast if falcon else 8  # 8: two gradients in float32
         if alibi:
-            more = 20 - stream
+            more = 20 - stream  # counted at the peak: five float32 copies, of which one is kept
         return Kept(kept, kept + (more + product) * scores)
     if old and config.multi_query:
         kept = 3 * 4 * queries + 4 * scores + output
