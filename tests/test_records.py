@@ -87,7 +87,7 @@ def test_values_arrive_as_the_file_has_them(read):
     for more in (b"", as_line("x", 1)):  # with the second none of the lines is read by pyarrow
         data = read("d.jsonl", lines + more)
         assert pairs(data)[: len(values)] == [(value, value) for value in values]
-    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "true", "-0", "1e5", "[[0.10]]"]
+    texts = ['{"a": 1}', '{"b": "2024-01-31"}', '[null, "x"]', "true", "2.50", "1e5", "[[0.10]]"]
     data = read("d.jsonl", "".join(f'{{"prompt": "a", "answer": {text}}}\n' for text in texts))
     assert data["answer"][:] == texts
     assert data.info.description.endswith("; 7 values written as JSON text")
@@ -190,7 +190,7 @@ SHAPES = {
     "spaced.csv": TEXT.replace(",a", ", a"),
     "quoted.csv": re.sub(",(a .)", r', "\1",', TEXT).replace("er\n", 'er,"n; o; p; q"\n'),
     "excel.csv": TEXT.replace("\n", ",,\n"),
-    "key.json": json.dumps({"version": [1], "rows": ROWS}, indent=1),
+    "key.json": json.dumps({"version": [1, 2, 3], "rows": ROWS}, indent=1),
     "splits.json": json.dumps({"test": [{"prompt": "x", "answer": "y"}], "train": ROWS}),
     "pandas.json": pd.DataFrame(ROWS).to_json(),
     "columns.json": json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}),
@@ -412,8 +412,7 @@ def test_generated_files(tmp_path, monkeypatch):
         said = [said] if rows is None else []
         why = [why] if strict is None else []
         for sentence in [*said, *why, *map(": ".join, dropped)]:
-            assert path.name in sentence
-            assert "\n" not in sentence and len(sentence) < 900
+            assert path.name in sentence and "\n" not in sentence and len(sentence) < 900
         places = [row["place"] for row in rows or []] + [row.place for row in dropped]
         assert len(set(places)) == len(places)
         outcomes["refused" if rows is None else "some dropped" if dropped else "all kept"] += 1

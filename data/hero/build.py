@@ -90,12 +90,12 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     plotting.set_style()
     options = {"figsize": (7, 4), "width_ratios": (1, 1.25), "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, **options)
-    shares, colors = scores["exact_match"], (plotting.GREY, plotting.BLUE, plotting.ORANGE)
-    bars = left.bar(["before", "after", "new\nwording"], shares, color=colors)
+    shares = scores["exact_match"]
+    bars = left.bar(["before", "after", "new\nwording"], shares, color=plotting.GREY)
     left.bar_label(bars, fmt="{:.0%}", padding=2)
     left.grid(axis="x", visible=False)
     left.yaxis.set_major_formatter("{x:.0%}")
-    title = "From {:.0%} to {:.0%}\nexact tickets".format(*shares[:2])
+    title = "Tiny Falcon: {:.0%} to\n{:.0%} exact tickets".format(*shares[:2])
     left.set(title=title, ylabel="share of unseen messages", ylim=(0, 1.12))
     draw_memory(right, planned)
     figure.legend(ncols=3, loc="outside lower right", columnspacing=1)
