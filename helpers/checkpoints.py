@@ -166,15 +166,14 @@ class StopOnDivergence(TrainerCallback):
     skipped = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        finite = math.isfinite(logs.get("grad_norm", 0.0))
-        self.skipped = 0 if finite else self.skipped + 1
-        if not math.isfinite(logs["loss"]) or self.skipped > (SKIPPED if args.fp16 else 0):
-            wrong = f"the loss at step {state.global_step} is {logs['loss']} and the gradients have"
+        loss, norm = logs.get("loss", logs.get("eval_loss", 0.0)), logs.get("grad_norm")
+        if "loss" in logs:
+            self.skipped = 0 if math.isfinite(norm or 0.0) else self.skipped + 1
+        if not math.isfinite(loss) or self.skipped > (SKIPPED if args.fp16 else 0):
+            wrong = f"the loss at step {state.global_step} is {loss} and the gradients have"
             advice = f"lower the learning rate ({args.learning_rate:g}), lengthen the warm-up"
             advice += ", or take a card with bfloat16" if args.fp16 else ""
-            raise TutorialError(f"{wrong} the norm {logs.get('grad_norm')}: {advice}")
+            raise TutorialError(f"{wrong} the norm {norm}: {advice}")
 
 
 class Progress(TrainerCallback):

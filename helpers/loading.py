@@ -25,7 +25,7 @@ from transformers.models.falcon import modeling_falcon
 from helpers import memory
 from helpers.environment import MEMORY_RAN_OUT, replace_folder, writing
 from helpers.errors import ModelError, NotQuantizedError, TutorialError
-from helpers.profiles import Profile
+from helpers.profiles import ALL_LINEAR, Profile
 
 FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
@@ -261,16 +261,17 @@ def base_fingerprint(model: torch.nn.Module) -> str:
 
 def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
-    drawn from `seed`) on the profile's target modules, or on all linear layers but the head of a
-    model that has none of these. `options` go to peft's LoraConfig."""
+    drawn from `seed`) on the profile's target modules: for ALL_LINEAR, of any model, all linear
+    layers but the head. TutorialError for a name it lacks; `options` go to peft's LoraConfig."""
     model = prepare_model_for_kbit_training(
         model,
         use_gradient_checkpointing=profile.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     model.config.use_cache = not profile.activation_checkpointing
-    kinds = memory.linear_shapes(model.config)
-    targets = [name for name in profile.target_modules if name in kinds] or list(kinds)
+    kinds = tuple(memory.linear_shapes(model.config))
+    asked = kinds if profile.target_modules == ALL_LINEAR else profile.target_modules
+    targets = [memory.one_of("target module", name, kinds) for name in asked]
     transformers.set_seed(seed)
     config = LoraConfig(
         r=profile.lora_r,

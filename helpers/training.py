@@ -56,7 +56,7 @@ def training_arguments(profile: Profile, folder: Path, seed: int, validation: bo
         learning_rate=profile.learning_rate,
         weight_decay=profile.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=profile.warmup_steps,
+        warmup_steps=min(profile.warmup_steps, profile.max_steps // 4),
         optim=profile.optimizer,
         bf16=profile.compute_dtype == "bfloat16" and profile.device == "cuda",
         fp16=profile.compute_dtype == "float16",  # brings its loss scaling with it
@@ -111,8 +111,8 @@ def fine_tune(
             planned = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
             if planned != steps:
                 state.print(f"its learning rate was to reach 0 at step {planned}: now it jumps")
-        elif resume:
-            state.print("no sound checkpoint: starting anew")
+        elif resume or checkpoints.found_in(folder):
+            state.print(f"{'no sound' if resume else 'deleting former'} checkpoint: starting anew")
         if leads and not newest:
             checkpoints.remove_all(folder)
         state.wait_for_everyone()
@@ -204,7 +204,7 @@ def run(
     resume: bool = False,
     scoring: bool = True,
     cache: str | None = None,
-    data: str = "data/tickets",
+    data: str = "not named",
 ) -> dict | None:
     """The whole run; adapter and results.json, which is returned, go to `output` (runs/<profile>).
 
@@ -222,7 +222,7 @@ def run(
     leads = state.is_main_process
     with checkpoints.only_run_in(output) if leads else contextlib.nullcontext():
         tokenizer = loading.load_tokenizer(profile)
-        splits = splits or records.ticket_splits()
+        splits, data = (splits, data) if splits else (records.ticket_splits(), "data/tickets")
         splits, encoded = prompting.encode_splits(splits, tokenizer, profile.max_length)
         # an answer may take as many tokens as the longest in train, and a few more
         profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
@@ -296,7 +296,7 @@ def write_recipe(path: str) -> None:
     if Path(path).exists():
         raise TutorialError(f"{str(path)!r} is there already: name a new file")
     environment.write_text(Path(path), "\n\n\n".join([form, *others]) + "\n")
-    print(f"written: {path}")
+    print(f"written: {path}; its DATA are JSON lines with two columns of text")
 
 
 def main(arguments: list[str] | None = None) -> int:
