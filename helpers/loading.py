@@ -263,15 +263,15 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
     drawn from `seed`) on the profile's target modules: for ALL_LINEAR, of any model, all linear
     layers but the head. TutorialError for a name it lacks; `options` go to peft's LoraConfig."""
+    kinds = tuple(memory.linear_shapes(model.config))
+    asked = kinds if profile.target_modules == ALL_LINEAR else profile.target_modules
+    targets = [memory.one_of("target module", name, kinds) for name in asked]
     model = prepare_model_for_kbit_training(
         model,
         use_gradient_checkpointing=profile.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     model.config.use_cache = not profile.activation_checkpointing
-    kinds = tuple(memory.linear_shapes(model.config))
-    asked = kinds if profile.target_modules == ALL_LINEAR else profile.target_modules
-    targets = [memory.one_of("target module", name, kinds) for name in asked]
     transformers.set_seed(seed)
     config = LoraConfig(
         r=profile.lora_r,

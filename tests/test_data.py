@@ -124,6 +124,7 @@ def test_the_hero_says_and_draws_what_readme_notebook_05_and_planner_say(tmp_pat
     assert f"![{described}](data/hero/hero.png)" in (ROOT / "README.md").read_text("utf-8")
     left, right = hero.draw(scores, planned).axes
     shares = [text.get_text() for text in left.texts]
+    assert shares == re.findall(r"\d+%", left.get_title("left"))
     assert shares == [f"{share:.0%}" for share in scores["exact_match"]]
     sizes = [text.get_text() for text in right.texts if text.get_text().endswith(" GB")]
     assert sizes == [f"{plan.total / 1e9:.0f} GB" for plan in planned.values()]

@@ -321,8 +321,10 @@ def test_wrong_names_are_refused_with_the_choices(capsys):
             memory.main(wrong)
         assert "(choose from" in capsys.readouterr().err
     tiny = memory.known_config("data/tiny-falcon")
-    with pytest.raises(TutorialError, match="'q_proj'.*query_key_value"):
-        memory.plan(tiny, dataclasses.replace(TINY, target_modules=("q_proj",)))
+    wrong = dataclasses.replace(TINY, target_modules=("q_proj",))
+    for use, model in ((memory.plan, tiny), (loading.attach_lora, loading.load_base(TINY))):
+        with pytest.raises(TutorialError, match="'q_proj'.*query_key_value"):
+            use(model, wrong)
     with pytest.raises(TutorialError, match="'dora'.*full, lora, qlora"):
         memory.plan(tiny, TINY, "dora")
     with pytest.raises(ModelError, match="'gpt2'.*falcon"):

@@ -1,7 +1,6 @@
 """Template, labels, batches, order, generation, scores."""
 
 import copy
-import json
 
 import pytest
 import torch
@@ -71,9 +70,8 @@ TICKET = '{"intent":"refund","product":"desk lamp","order":"K4821","urgency":"lo
 
 
 def test_score_tickets_counts_each_kind_of_error():
-    spaced = json.dumps(json.loads(TICKET), indent=1)
     wrong = [TICKET.replace("low", "high"), "[1]", "no json", TICKET[:-1] + ',"x":1}']
-    scores = evaluation.score([TICKET, spaced, *wrong], [TICKET] * 6)
+    scores = evaluation.score([TICKET, TICKET.replace(",", ",\n "), *wrong], [TICKET] * 6)
     assert scores["exact_match"] == 2 / 6 and scores["valid_json"] == 3 / 6
     assert scores["fields"] == dict.fromkeys(evaluation.FIELDS, 4 / 6) | {"urgency": 3 / 6}
     with pytest.raises(ValueError, match="argument 2 is longer"):

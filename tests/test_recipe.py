@@ -58,8 +58,9 @@ def test_of_two_cards_one_is_used(tiny, tmp_path, monkeypatch):
     assert TrainingArguments(str(tmp_path), use_cpu=True).n_gpu == 2
     names = {"STEPS": 8, "LEARNING_RATE": 0.0, "SEED": 0, "OUTPUT": tmp_path}
     exec(RECIPE[1] + "\n" + RECIPE[7], names)  # noqa: S102 - our own
-    assert names["arguments"].n_gpu == 1
-    assert training.training_arguments(tiny, tmp_path, 0).n_gpu == 1
+    ours = training.training_arguments(training.replace(tiny, max_steps=8), tmp_path, 0)
+    for arguments in (names["arguments"], ours):
+        assert arguments.n_gpu == 1 and arguments.warmup_steps == 2  # a quarter of the steps
 
 
 def test_an_unfinished_run_is_gone_on_with_or_told_and_never_deleted(tiny, tokenizer, tmp_path):

@@ -257,8 +257,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("row", "prompt", "line"), LAYOUTS)
 def test_known_layouts(read, row, prompt, line):
     data = read("d.json", json.dumps([row]))
-    assert pairs(data) == [(prompt, "b")]
-    assert re.search(line, data.info.description)
+    assert pairs(data) == [(prompt, "b")] and re.search(line, data.info.description)
 
 
 def test_columns_by_name(read, tmp_path):
@@ -407,8 +406,7 @@ def test_generated_files(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(records, "read_json", lambda *a: [])
             assert read_or_refuse(path, again) == (rows, said)
-        assert again == dropped
-        assert strict == (None if dropped else rows)
+        assert again == dropped and strict == (None if dropped else rows)
         said = [said] if rows is None else []
         why = [why] if strict is None else []
         for sentence in [*said, *why, *map(": ".join, dropped)]:

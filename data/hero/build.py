@@ -95,7 +95,7 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     left.bar_label(bars, fmt="{:.0%}", padding=2)
     left.grid(axis="x", visible=False)
     left.yaxis.set_major_formatter("{x:.0%}")
-    title = "Tiny Falcon: {:.0%} to\n{:.0%} exact tickets".format(*shares[:2])
+    title = "Tiny Falcon: {:.0%} exact,\nthen {:.0%}, {:.0%} if reworded".format(*shares)
     left.set(title=title, ylabel="share of unseen messages", ylim=(0, 1.12))
     draw_memory(right, planned)
     figure.legend(ncols=3, loc="outside lower right", columnspacing=1)
