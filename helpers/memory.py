@@ -189,113 +189,95 @@ def optimizer_bytes(
     return codes + 8 * (sum(every) - sum(coded)) + (2 * 4 * 256 if coded else 0)
 
 
-def widths(profile: Profile, method: str) -> tuple[int, int]:
-    """(compute, stream): bytes an element of what is computed, 2 in 16 bits, under Trainer's
-    autocast, and of the residual stream, which is float32 after kbit preparation."""
-    compute = profile.dtype.itemsize
-    return compute, 4 if method == "qlora" else compute
+class Activations:
+    """Formulas for a step: (bytes kept for backward, peak of the backward pass that uses them)."""
 
+    def __init__(self, config: Config, profile: Profile, method: str, attention: str):
+        self.config, self.profile, self.shapes = config, profile, linear_shapes(config)
+        self.falcon, self.eager = config.model_type == "falcon", attention == "eager"
+        self.alibi, self.full = self.falcon and config.alibi, method == "full"
+        self.trained = set(self.shapes if self.full else profile.target_modules)
+        self.queries = self.shapes["dense" if self.falcon else "o_proj"][1]
+        # bytes an element: 2 in 16 bits, under Trainer's autocast; of the residual stream, which is
+        # float32 after kbit preparation; of a norm its float32 input, and what an RMS norm scales
+        self.compute = profile.dtype.itemsize
+        self.stream = 4 if method == "qlora" else self.compute
+        self.norm = 4 + (self.stream if self.full and not self.falcon else 0)
+        self.copies = self.compute < 4 and not self.full  # each adapter casts its input
 
-class Kept(NamedTuple):
-    """Bytes kept for backward, and the peak of the backward pass that uses them."""
+    def attention(self) -> tuple[int, int]:
+        """A token's bytes in one layer's attention, from q, k, v to what the last projection reads.
 
-    forward: int
-    peak: int
+        Fused attention keeps q, k, v, its output, one number a row and the mask. Eager attention,
+        and fused attention with a single key head, which falls back to plain float32 arithmetic,
+        keep the probabilities; backward makes their gradient and that of the scores: three copies,
+        and CUDA's kernel a fourth, gradient times probability (data/measured/gpu.json has 16.2
+        bytes a score)."""
+        compute, queries, length = self.compute, self.queries, self.profile.max_length
+        old = self.falcon and not self.config.new_decoder_architecture
+        output = queries * compute if {"dense", "o_proj"} & self.trained else 0
+        scores, mask = self.config.num_attention_heads * length, length * compute
+        product = 4 if self.profile.gpu_bytes else 0  # of gradient and probability, a score
+        if self.eager:
+            probability = self.stream if self.falcon else 4
+            cast = compute if compute < probability else 0
+            peak = 12 + cast  # with two gradients in float32
+            if self.falcon:  # with alibi five float32 copies, counted at the peak
+                peak = 20 + cast if self.alibi else 4 * probability
+            kept = 3 * queries * compute + output
+            return kept + scores * (probability + cast), kept + scores * (peak + product)
+        if old and self.config.multi_query:
+            kept = 3 * 4 * queries + output
+            return kept + scores * 4, kept + scores * (3 * 4 + product) + mask
+        if self.alibi:  # one bias a head, made once, which autocast casts in each layer
+            mask = scores * compute if compute < self.stream else 0
+        kept = 4 * queries * compute + 4 * self.config.num_attention_heads + mask
+        if old and not self.alibi and compute == self.stream:
+            kept += 2 * queries * compute  # v is a view that keeps query_key_value's output
+        kept += output if self.copies else 0  # else it is the attention's
+        return kept, kept
 
+    def layer(self) -> tuple[int, int]:
+        """A token's bytes in one decoder layer, its input included."""
+        config, compute, stream = self.config, self.compute, self.stream
+        hidden, norms, normed = config.hidden_size, 2, 2 * config.hidden_size
+        if self.falcon and config.parallel_attn:  # as FalconDecoderLayer decides
+            norms = config.num_ln_in_parallel_attn or 1 + config.new_decoder_architecture
+            normed = hidden  # both norms have one input
+        if config.model_type == "qwen3":  # norms of queries and keys
+            normed += self.shapes["q_proj"][0] + self.shapes["k_proj"][0]
+        attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & self.trained)
+        feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & self.trained)
+        down = len({"dense_4h_to_h", "down_proj"} & self.trained)
+        reads = attends + feeds if self.copies else min(bool(attends) + bool(feeds), norms)
+        kept = normed * self.norm + 8 * norms + hidden * compute * reads
+        kept += 0 if self.full else len(self.trained) * self.profile.lora_r * compute
+        # Falcon's MLP keeps the activation function's input; others also its output and the gated
+        ffn = self.shapes["dense_h_to_4h" if self.falcon else "up_proj"][0]
+        mlp, mlp_peak = (stream, 3 * stream) if self.falcon else (3 * stream, 6 * stream)
+        mlp += compute if down else 0
+        if not self.full and (feeds or down):  # gradients in float32, as adapters have them
+            mlp_peak = mlp + 12 - compute
+        attended, attention_peak = self.attention()
+        peak = max(attended + ffn * mlp_peak + 2 * hidden * stream, attention_peak)
+        return kept + attended + ffn * mlp, kept + peak
 
-def attention_bytes(config: Config, profile: Profile, method: str, attention: str) -> Kept:
-    """A token's bytes in one layer's attention, from q, k, v to the input of the last projection.
-
-    Fused attention keeps q, k, v, its output, one number a row and the mask. Eager attention, and
-    fused attention with a single key head, which falls back to plain float32 arithmetic, keep the
-    probabilities; backward makes their gradient and that of the scores: three copies, and CUDA's
-    kernel a fourth, gradient times probability (data/measured/gpu.json has 16.2 bytes a score)."""
-    product = 4 if profile.gpu_bytes else 0  # of gradient and probability, a score
-    compute, stream = widths(profile, method)
-    falcon, full = config.model_type == "falcon", method == "full"
-    shapes = linear_shapes(config)
-    old, alibi = falcon and not config.new_decoder_architecture, falcon and config.alibi
-    queries = shapes["dense" if falcon else "o_proj"][1]
-    scores = config.num_attention_heads * profile.max_length
-    read = {"dense", "o_proj"} & set(shapes if full else profile.target_modules)
-    output, mask = queries * compute if read else 0, profile.max_length * compute
-    if attention == "eager":
-        probability = stream if falcon else 4
-        cast = compute if compute < probability else 0
-        kept = 3 * queries * compute + scores * (probability + cast) + output
-        more = 3 * probability - cast if falcon else 8  # 8: two gradients in float32
-        if alibi:
-            more = 20 - stream  # counted at the peak: five float32 copies, of which one is kept
-        return Kept(kept, kept + (more + product) * scores)
-    if old and config.multi_query:
-        kept = 3 * 4 * queries + 4 * scores + output
-        return Kept(kept, kept + (2 * 4 + product) * scores + mask)
-    if alibi:  # one bias a head, made once, which autocast casts in each layer
-        mask = scores * compute if compute < stream else 0
-    kept = 4 * queries * compute + 4 * config.num_attention_heads + mask
-    if old and not alibi and compute == stream:
-        kept += 2 * queries * compute  # v is a view that keeps query_key_value's output
-    if not full and compute < 4:
-        kept += output  # a cast of its own, else it is the attention's
-    return Kept(kept, kept)
-
-
-def layer_activations(config: Config, profile: Profile, method: str, attention: str) -> Kept:
-    """Bytes of one decoder layer, its input included."""
-    compute, stream = widths(profile, method)
-    falcon, full = config.model_type == "falcon", method == "full"
-    shapes = linear_shapes(config)
-    kinds = set(shapes if full else profile.target_modules)
-    hidden, parallel = config.hidden_size, falcon and config.parallel_attn
-    norms = 2
-    if parallel:  # as FalconDecoderLayer decides
-        norms = config.num_ln_in_parallel_attn or 1 + config.new_decoder_architecture
-    attends = len({"query_key_value", "q_proj", "k_proj", "v_proj"} & kinds)
-    feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & kinds)
-    reads = min(min(attends, 1) + min(feeds, 1), norms)
-    if not full and compute < 4:
-        reads = attends + feeds  # each adapter keeps a cast of its own of its input
-    # the norms' inputs in float32, and what reads their outputs
-    kept = hidden * (1 if parallel else 2) * 4
-    kept += hidden * compute * reads + 8 * norms
-    kept += 2 * hidden * stream if full and not falcon else 0  # scaled by RMS norms' weights
-    kept += 0 if full else len(kinds) * profile.lora_r * compute
-    if config.model_type == "qwen3":  # RMS norms of queries and keys
-        normed = shapes["q_proj"][0] + shapes["k_proj"][0]
-        kept += normed * (4 + (stream if full else 0))
-    # Falcon's MLP keeps the activation function's input; a gated one also its output and the gated
-    ffn = shapes["dense_h_to_4h" if falcon else "up_proj"][0]
-    mlp = ffn * stream * (1 if falcon else 3)
-    down = {"dense_4h_to_h", "down_proj"} & kinds
-    mlp += ffn * compute if down else 0
-    adds = ffn * stream * (3 if falcon else 6) - mlp
-    if not full and (feeds or down):  # gradients in float32, as adapters have them
-        adds = ffn * (12 - compute)
-    attended = attention_bytes(config, profile, method, attention)
-    peak = kept + max(attended.forward + mlp + adds + 2 * hidden * stream, attended.peak)
-    tokens = profile.micro_batch * profile.max_length
-    return Kept(tokens * (kept + mlp + attended.forward), tokens * peak)
-
-
-def kept_activations(config: Config, profile: Profile, method: str, attention: str) -> int:
-    """Bytes that the forward pass leaves for backward; logits and casts are not counted."""
-    compute, stream = widths(profile, method)
-    falcon = config.model_type == "falcon"
-    tokens, hidden = profile.micro_batch * profile.max_length, config.hidden_size
-    token = hidden * 4  # the last norm's input
-    if method == "full":  # the head's input, and what an RMS norm's weight scales
-        token += hidden * (compute + (0 if falcon else stream))
-    mask = stream if attention == "eager" else 1
-    cast = compute < stream and not profile.activation_checkpointing
-    if falcon and config.alibi and not cast:
-        mask = stream * config.num_attention_heads
-    token += 64 + profile.max_length * mask  # token ids and the like
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    rotary = 2 * profile.max_length * head * stream
-    layer = tokens * hidden * stream
-    if not profile.activation_checkpointing:
-        layer = layer_activations(config, profile, method, attention).forward
-    return tokens * token + rotary + config.num_hidden_layers * layer
+    def model(self) -> tuple[int, int]:
+        """A step's bytes, without logits and casts."""
+        config, profile, stream = self.config, self.profile, self.stream
+        stays, peak = self.layer()
+        more = peak - stays
+        if profile.activation_checkpointing:  # a layer's input stays, and all is made once more
+            stays, more = config.hidden_size * stream, peak
+        mask = stream if self.eager else 1
+        if self.alibi and (self.compute == stream or profile.activation_checkpointing):
+            mask = stream * config.num_attention_heads
+        kept = config.num_hidden_layers * stays + profile.max_length * mask
+        kept += config.hidden_size * (self.norm + (self.compute if self.full else 0))  # head's norm
+        kept += 64  # token ids and the like
+        tokens = profile.micro_batch * profile.max_length
+        rotary = 2 * profile.max_length * self.queries // config.num_attention_heads * stream
+        return tokens * kept + rotary, tokens * (kept + more) + rotary
 
 
 def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
@@ -335,22 +317,18 @@ def plan(config: Config, profile: Profile, method="qlora", attention="sdpa") -> 
     one_of("optimizer", profile.optimizer, OPTIMIZERS)
     for name in profile.target_modules:
         one_of("target module", name, tuple(linear_shapes(config)))
-    (compute, stream), held = widths(profile, method), stored(config, profile, method)
-    kept = kept_activations(config, profile, method, attention)
-    layer = layer_activations(config, profile, method, attention)
+    compute, held = profile.dtype.itemsize, stored(config, profile, method)
+    kept, backward = Activations(config, profile, method, attention).model()
     logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
     largest = compute * max(skeleton(config).tensors["linear"])
     embedding, cast = config.vocab_size * config.hidden_size, held["adapter"] // 4  # elements
-    backward = kept + layer.peak
     if profile.activation_checkpointing:
         cast = -(-cast // config.num_hidden_layers)
-    else:
-        backward -= layer.forward
     if method == "full":  # new gradients beside their sums: a layer's, the head's, the embedding's
         new = compute * embedding
         backward += largest + (new if config.tie_word_embeddings else 0)
         backward = max(backward, kept + logits * 2 // 3 + new, kept // 2 + 3 * new)
-    if stream > compute:
+    if method == "qlora" and compute < 4:
         cast += embedding  # the head, whose copy goes with the logits
         backward -= compute * embedding
     activations, gpu = max(kept, backward - logits), bool(profile.gpu_bytes)
