@@ -282,21 +282,20 @@ class Activations:
 
 def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
     """Bytes held from step to step, for any model: the fields of MemoryPlan up to `optimizer`."""
-    compute, parts = profile.dtype.itemsize, skeleton(config).tensors
-    adapter = adapter_tensors(config, profile.lora_r, profile.target_modules)
-    gradients, state = 4 * sum(adapter), optimizer_bytes(adapter, profile.optimizer, 4)
-    if method == "full":
-        adapter, plain = [], parts["linear"] + parts["norm"] + parts["head"]
-        gradients = compute * sum(plain + parts["embedding"])
-        state = optimizer_bytes(plain, profile.optimizer, compute, parts["embedding"])
-    four_bit, rest = method == "qlora", sum(parts["embedding"] + parts["head"] + parts["norm"])
+    compute, (_, parts, buffers) = profile.dtype.itemsize, skeleton(config)
+    trained, embeddings = adapter_tensors(config, profile.lora_r, profile.target_modules), []
+    width, four_bit, full = 4, method == "qlora", method == "full"  # adapters are float32
+    if full:
+        trained, embeddings = parts["linear"] + parts["norm"] + parts["head"], parts["embedding"]
+        width = compute
+    rest = sum(parts["embedding"] + parts["head"] + parts["norm"])
     return {
         "weights": packed_bytes(config) if four_bit else compute * sum(parts["linear"]),
         "constants": constant_bytes(config, tables=True) if four_bit else 0,
-        "rest": rest * (4 if four_bit else compute) + skeleton(config).buffers,
-        "adapter": 4 * sum(adapter),
-        "gradients": gradients,
-        "optimizer": state,
+        "rest": rest * (4 if four_bit else compute) + buffers,
+        "adapter": 0 if full else width * sum(trained),
+        "gradients": width * sum(trained + embeddings),
+        "optimizer": optimizer_bytes(trained, profile.optimizer, width, embeddings),
     }
 
 
