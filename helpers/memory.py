@@ -60,10 +60,10 @@ class MemoryPlan:
         return sum(asdict(self).values())
 
 
-def one_of(what: str, value: str, choices: Sequence[str]) -> str:
-    """`value`; TutorialError with the choices unless it is one of them."""
+def one_of(what: str, value: str, choices: Sequence[str], error=TutorialError) -> str:
+    """`value`; `error`, with the choices, unless it is one of them."""
     if value not in choices:
-        raise TutorialError(f"there is no {what} {value!r}: choose one of {', '.join(choices)}")
+        raise error(f"there is no {what} {value!r}: choose one of {', '.join(choices)}")
     return value
 
 
@@ -308,9 +308,7 @@ def plan(config: Config, profile: Profile, method="qlora", attention="sdpa") -> 
     in float32 (log-probabilities, their gradient, the logits' gradient), and the backward pass of
     one layer; what the second needs more is in `activations`. Gradients are counted as held
     throughout, as accumulation does. ModelError: a family not MODELLED; TutorialError: a name."""
-    if config.model_type not in MODELLED:
-        families = ", ".join(MODELLED)
-        raise ModelError(f"{config.model_type!r} is not modelled: plan for one of {families}")
+    one_of("formula for", config.model_type, MODELLED, ModelError)
     one_of("method", method, METHODS)
     one_of("attention implementation", attention, ATTENTIONS)
     one_of("optimizer", profile.optimizer, OPTIMIZERS)
