@@ -368,10 +368,9 @@ def gpu_profile(model: str, gpu: str, batch: int, length: int, **changes) -> Pro
 def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -> str:
     """The plan of each method as text, in GB, whether it fits `gpu`, and the largest batch; of a
     family that is not MODELLED only what is held from step to step."""
-    if config.model_type not in MODELLED:
-        columns = [stored(config, profile, method) for method in METHODS]
-        last = {"activations": ["not modelled"]}
-    else:
+    columns = [stored(config, profile, method) for method in METHODS]
+    last = {"activations": ["not modelled"]}
+    if config.model_type in MODELLED:
         plans = [plan(config, profile, method, attention) for method in METHODS]
         columns = [asdict(planned) | {"total": planned.total} for planned in plans]
         last = {f"fits {gpu}": ["yes" if fits(planned, gpu) else "no" for planned in plans]}
