@@ -190,7 +190,7 @@ def optimizer_bytes(
 
 
 class Activations:
-    """Formulas for a step: (bytes kept for backward, peak of the backward pass that uses them)."""
+    """A step's formulas. Each gives bytes: kept for backward, and the peak of the backward pass."""
 
     def __init__(self, config: Config, profile: Profile, method: str, attention: str):
         self.config, self.profile, self.shapes = config, profile, linear_shapes(config)
@@ -250,6 +250,7 @@ class Activations:
         feeds = len({"dense_h_to_4h", "gate_proj", "up_proj"} & self.trained)
         down = len({"dense_4h_to_h", "down_proj"} & self.trained)
         reads = attends + feeds if self.copies else min(bool(attends) + bool(feeds), norms)
+        # the norms' inputs and statistics, and their outputs for what reads them
         kept = normed * self.norm + 8 * norms + hidden * compute * reads
         kept += 0 if self.full else len(self.trained) * self.profile.lora_r * compute
         # Falcon's MLP keeps the activation function's input; others also its output and the gated
@@ -273,7 +274,7 @@ class Activations:
         if self.alibi and (self.compute == stream or profile.activation_checkpointing):
             mask = stream * config.num_attention_heads
         kept = config.num_hidden_layers * stays + profile.max_length * mask
-        kept += config.hidden_size * (self.norm + (self.compute if self.full else 0))  # head's norm
+        kept += config.hidden_size * (self.norm + (self.compute if self.full else 0))  # at the end
         kept += 64  # token ids and the like
         tokens = profile.micro_batch * profile.max_length
         rotary = 2 * profile.max_length * self.queries // config.num_attention_heads * stream
