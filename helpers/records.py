@@ -3,6 +3,7 @@
 Values arrive as the file has them, and no row is lost silently. pyarrow reads JSON lines of text
 columns, json and csv the rest: faster readers alter 007, NA, dates and the keys of objects."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -353,38 +354,33 @@ def _batches(rows: Iterator) -> Iterator[list]:
 
 
 def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -> Iterator:
-    """JSON lines, a block at a time: a table if each line is an object with a prompt and an answer
-    that `_pair` would return as they are, else numbered rows."""
+    """JSON lines in batches: a table if each is an object with a prompt and an answer that `_pair`
+    would return as they are, else numbered rows."""
     texts = pa.schema([(column, pa.string()) for column in needed])
     options = ParseOptions(explicit_schema=texts, unexpected_field_behavior="ignore")
     words = map(re.escape, [*special, USER, ASSISTANT])
     odd = "|".join([*words, rf"^\s|\s$|^$|[{INVISIBLE}]"])  # what needs a closer look at each row
-    number = 1
     file.seek(0)
+    start = 1
     for block in iter(lambda: file.read(2**19) + file.readline(), b""):
-        count = block.count(b"\n") + (not block.endswith(b"\n"))
-        try:
+        numbers = range(start, start + block.count(b"\n") + (not block.endswith(b"\n")))
+        start, table = numbers.stop, ()
+        with contextlib.suppress(UnicodeDecodeError, pa.ArrowInvalid):
             block.decode()
-            reading = ReadOptions(use_threads=False, block_size=len(block))
-            # pyarrow crashes on a block that starts with null
-            table = block[:1] == b"{" and read_json(pa.BufferReader(block), reading, options)
-        except (UnicodeDecodeError, pa.ArrowInvalid):
-            table = None
-        columns = table.columns if table and len(table) == count else []
-        plain = len(columns) > 1 and columns[0].null_count == columns[-1].null_count == 0
-        if plain:  # the prompt's parts are joined as `_pair` does
-            *parts, answer = columns
+            if block[:1] == b"{" and len(needed) > 1:  # pyarrow crashes on a block of null
+                reading = ReadOptions(use_threads=False, block_size=len(block))
+                table = read_json(pa.BufferReader(block), reading, options)
+        if len(table) == len(numbers) and table[0].null_count == table[-1].null_count == 0:
+            *parts, answer = table.columns  # the parts are joined as `_pair` does
             parts = [pc.if_else(pc.equal(part, ""), None, part) for part in parts]
             prompt = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")
             found = [pc.match_substring_regex(column, odd) for column in (prompt, answer)]
-            plain = not any(pc.any(column).as_py() for column in found)
-        if plain:
-            places = [f"{at} {line}" for line in range(number, number + count)]
-            yield pa.table([prompt, answer, places], schema=SCHEMA)
-        else:
-            lines = enumerate(block.split(b"\n"), number)
-            yield [(line, _parse(text)) for line, text in lines if text.strip()]
-        number += count
+            if not any(pc.any(column).as_py() for column in found):
+                places = [f"{at} {number}" for number in numbers]
+                yield pa.table([prompt, answer, places], schema=SCHEMA)
+                continue
+        lines = enumerate(block.split(b"\n"), numbers.start)
+        yield [(number, _parse(line)) for number, line in lines if line.strip()]
 
 
 def _csv(name: str, file: BinaryIO) -> Iterator:
