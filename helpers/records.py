@@ -117,9 +117,9 @@ def read_records(
                     good.append(pair | {"place": place})
                 except DataError as error:
                     bad.append(Dropped(place, str(error)))
-                    if dropped is None:
-                        advice = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
-                        raise DataError(f"{place}: {error}; {advice}") from None
+            if bad and dropped is None:
+                advice = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
+                raise DataError(f"{': '.join(bad[0])}; {advice}")
             tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
     except (OSError, EOFError, ImportError, UnicodeError, zlib.error, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file, its name and its rights"
@@ -170,25 +170,19 @@ def _pair(
     """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
         raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
-    try:
-        prompt, answer = row[columns[0]], row[answer_column] if answer_column else None
-    except KeyError as column:
-        raise DataError(f"no column {column}") from None
+    if missing := [c for c in (columns[0], answer_column) if c and c not in row]:
+        raise DataError(f"no column {missing[0]!r}")
+    prompt, answer = row[columns[0]], row.get(answer_column)
     if answer_column and not isinstance(prompt, list):
-        values = [answer, prompt, *(row.get(column) for column in columns[1:])]
-        values = ["" if value is None or value != value else value for value in values]  # NaN
-        notes["values written as JSON text"] += sum(isinstance(v, AS_JSON) for v in values)
-        answer, *parts = map(_text, values)
+        answer, *parts = (_text(row.get(column), notes) for column in (answer_column, *columns))
         prompt = "\n".join(filter(None, parts))
     else:  # a conversation, whose last turn may have a column of its own
         if any(row.get(column) not in (None, "") for column in columns[1:]):
             raise DataError(f"{columns[0]!r} is a conversation, which no other column can join")
         if answer_column and not isinstance(answer, list):
-            answer = [{"role": "assistant", "content": _text("" if answer is None else answer)}]
-        try:
-            prompt, answer = chat_to_pair([*prompt, *answer] if answer_column else prompt)
-        except DataError as error:
-            raise DataError(f"{columns[0]!r} {error}") from None
+            answer = [{"role": "assistant", "content": _text(answer, notes)}]
+        turns = [*prompt, *answer] if answer_column else prompt
+        prompt, answer = chat_to_pair(turns, repr(columns[0]))
     notes["answers stripped at both ends"] += answer != answer.strip()
     answer = answer.strip()
     bare_prompt = prompt.strip().removeprefix(USER).removesuffix(TURNS[1])
@@ -208,12 +202,15 @@ def _pair(
     return {"prompt": prompt, "answer": answer}
 
 
-def _text(value: object) -> str:
-    """A value as text; DataError for what is none, such as an image."""
+def _text(value: object, notes: Counter) -> str:
+    """A value as text, "" for none; DataError for what is no text, such as an image."""
+    if value is None or value != value:  # NaN
+        return ""
     if isinstance(value, AS_JSON):
+        notes["values written as JSON text"] += 1
 
         def written(part: object) -> str:  # JSON keeps a float as the bytes of its spelling
-            return f"\ufdd0{part.decode()}" if isinstance(part, bytearray) else _text(part)
+            return f"\ufdd0{part.decode()}" if isinstance(part, bytearray) else _text(part, notes)
 
         text = json.dumps(value, ensure_ascii=False, default=written)
         return re.sub('"\ufdd0(.*?)"', r"\1", text)  # a float, marked above, loses its quotes
@@ -224,45 +221,45 @@ def _text(value: object) -> str:
     raise DataError(f"a value of type {type(value).__name__} is no text")
 
 
-def chat_to_pair(messages: Sequence[dict] | str) -> tuple[str, str]:
+def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tuple[str, str]:
     """(prompt, answer) of a conversation: all but the last answer in the template, and the answer.
 
     Messages have "role" and "content" (OpenAI; the content may be in parts) or "from" and "value"
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
-    stand first. DataError, a sentence without a subject, for anything else."""
+    stand first. DataError, with `name` as its subject, for anything else."""
     if isinstance(messages, str) and messages.lstrip().startswith("["):
         found = _parse(messages.encode("utf-8", "surrogatepass"))
         if isinstance(found, str) and not TURN.search(messages):
-            raise DataError(f"begins as a list of messages and is {found}")
+            raise DataError(f"{name} begins as a list of messages and is {found}")
         messages = messages if isinstance(found, str) else found
     if isinstance(messages, str):
         system, *said = TURN.split(messages)  # a role, its text, the next role, ...
         said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
         messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
-    turns, unread = [], []
+    roles, texts, unread = [], [], []
     try:
         for message in messages:
             role = (message.get("role") or message["from"]).lower()
             role = ROLES.get(role, role)
             text = message.get("content") or message.get("value") or ""
             text = text if isinstance(text, str) else "\n".join(part["text"] for part in text)
-            unread = [name for name in UNREAD if message.get(name)]
+            unread = [key for key in UNREAD if message.get(key)]
             if unread or (not text and role != "system"):
                 raise ValueError
-            turns.append((role, text))
+            roles.append(role)
+            texts.append(text)
     except (AttributeError, KeyError, TypeError, ValueError):
         what = f"{unread[0]!r} (leave it out)" if unread else "no text under 'role' and 'content'"
-        raise DataError(f"has {what} in message {len(turns) + 1}") from None
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
-    system += "\n" if system else ""
-    roles, texts = [role for role, _ in turns], [text for _, text in turns]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise DataError(f"{name} has {what} in message {len(roles) + 1}") from None
+    first = int(roles[:1] == ["system"])  # where the user begins
+    if len(roles) < 2 or roles[first:] != ["user", "assistant"] * (len(roles) // 2):
         wanted = "let user and assistant take turns, or name the answer's column"
-        raise DataError(f"has the roles {roles[:6]}: {wanted}")
-    if any(marker in f"\n{text}" for text in (system, *texts) for marker in TURNS):
-        raise DataError(f"holds {' or '.join(map(repr, TURNS))} inside a message")
-    said = "".join(f"{TURNS[i % 2]} {text}" for i, text in enumerate(texts[:-1]))
-    return system + said.removeprefix(f"{TURNS[0]} "), texts[-1]
+        raise DataError(f"{name} has the roles {roles[first:][:6]}: {wanted}")
+    if any(marker in f"\n{text}" for text in texts for marker in TURNS):
+        raise DataError(f"{name} holds {' or '.join(map(repr, TURNS))} inside a message")
+    later = zip(itertools.cycle(TURNS[::-1]), texts[first + 1 : -1], strict=False)
+    prompt = "\n".join(filter(None, texts[: first + 1]))
+    return prompt + "".join(f"{turn} {text}" for turn, text in later), texts[-1]
 
 
 def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], Callable]:
