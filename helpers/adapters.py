@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,23 +100,10 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
     return config, tensors
 
 
-def answer_lines(
-    lines: Iterable[str], answer: Callable, problem: Callable, batch: int = 1
-) -> Iterator[str]:
-    """An answer to each line that is not blank, in their order, `batch` at a time. A line that has
-    a `problem` is answered by an empty line, and its problem told on stderr."""
-    messages = (line.strip() for line in lines if line.strip())
-    while group := list(itertools.islice(messages, batch)):
-        problems = [problem(message) for message in group]
-        for wrong in filter(None, problems):
-            print(f"DataError: {wrong}", file=sys.stderr)
-        good = [message for message, wrong in zip(group, problems, strict=True) if not wrong]
-        answers = iter(answer(good) if good else ())
-        yield from ("" if wrong else next(answers) for wrong in problems)
-
-
 def ask(folder: str, profile: Profile, batch: int) -> None:
-    """Answer what is typed, or each line of a pipe; an answer ends where the README's limit is."""
+    """Answer what is typed, or each line of a pipe that is not blank, `batch` of them at a time; an
+    answer ends where the README's limit is. What is wrong with a line that gets none is told on
+    stderr, and an empty line stands for its answer."""
     check_adapter(folder, profile)  # before the base is loaded
     tokenizer = loading.load_tokenizer(profile)
     model = load_adapter(loading.load_base(profile), folder, profile)
@@ -135,21 +121,29 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""
 
-    lines, typed = sys.stdin, sys.stdin.isatty()
+    lines, typed, streamer = sys.stdin, sys.stdin.isatty(), None
     lines.reconfigure(encoding=None if typed else "utf-8-sig", errors="replace")
-    options = {"max_new_tokens": limit}
     if typed:
-        lines = iter(lambda: input("message (Ctrl-D ends)> "), None)  # ends by an EOFError
-        options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        lines, batch = iter(lambda: input("message (Ctrl-D ends)> "), None), 1
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     else:
         sys.stdout.reconfigure(encoding="utf-8")
-    answer = partial(prompting.generate_batch, model, tokenizer, **options)
+    answer = partial(prompting.generate_batch, model, tokenizer, streamer=streamer)
+    messages = (line.strip() for line in lines if line.strip())
     with contextlib.suppress(EOFError):  # Ctrl-D
-        for line in answer_lines(lines, answer, problem, 1 if typed else batch):
-            if not typed:
-                print("\\n".join(line.splitlines()), flush=True)
-            if prompting.cut_off(tokenizer, [line], limit):
-                print(f"this answer is cut off at {limit} tokens: {line[-40:]!r}", file=sys.stderr)
+        while group := list(itertools.islice(messages, batch)):
+            problems = {message: problem(message) for message in group}
+            good = [message for message, wrong in problems.items() if not wrong]
+            answers = dict(zip(good, answer(good, limit) if good else (), strict=True))
+            for message in group:
+                if problems[message]:
+                    print(f"DataError: {problems[message]}", file=sys.stderr)
+                line = answers.get(message, "")
+                if not typed:
+                    print("\\n".join(line.splitlines()), flush=True)
+                if prompting.cut_off(tokenizer, [line], limit):
+                    cut = f"this answer is cut off at {limit} tokens: {line[-40:]!r}"
+                    print(cut, file=sys.stderr)
 
 
 def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies: int = 1) -> None:
