@@ -9,8 +9,8 @@ import math
 import re
 import shutil
 import signal
-import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,9 +72,9 @@ def found_in(folder: Path) -> list[Path]:
     return sorted((p for p in paths if re.fullmatch(r"checkpoint-\d+", p.name)), key=step_of)
 
 
-def remove_all(folder: Path) -> None:
+def remove_all(folder: Path, but: Iterable[Path] = ()) -> None:
     """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
-    for path in found_in(folder):
+    for path in set(found_in(folder)) - set(but):
         shutil.rmtree(path)
 
 
@@ -83,8 +83,7 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
 
     `remove` deletes unsound ones: the Trainer keeps the newest two, sound or not. TutorialError,
     which names what differs, if the newest sound one is past these steps or of another run."""
-    found = found_in(folder)
-    sound = [path for path in found if is_sound(path)]
+    sound = [path for path in found_in(folder) if is_sound(path)]
     if sound:
         theirs = json.loads((sound[-1] / MARKER).read_text())["run"]
         other = [key for key in run | theirs if run.get(key) != theirs.get(key)]
@@ -96,8 +95,7 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
             advice = "repeat its options, choose another output folder"
             raise TutorialError(f"{wrong}: {advice}, or start anew without resuming")
     if remove:
-        for path in set(found) - set(sound):
-            shutil.rmtree(path)
+        remove_all(folder, but=sound)
     return sound[-1] if sound else None
 
 
@@ -133,7 +131,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked = False
-        if threading.current_thread() is threading.main_thread():
+        with contextlib.suppress(ValueError):  # only the main thread may ask for signals
             self.previous = signal.signal(signal.SIGINT, self.ask)
 
     def ask(self, *signal_and_frame):
