@@ -136,8 +136,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """Hands out an empty folder to fill, which at the end stands at `folder`. After an error, an
     interrupt or a kill `folder` is as it was, or, killed in the exchange, named NAME.old.part. Its
     files get the rights that the umask leaves: safetensors writes for their owner alone."""
-    folder, umask = folder.resolve(), os.umask(0)
-    os.umask(umask)  # as it was: it can be read only by setting it
+    folder = folder.resolve()
     part, old = (folder.with_name(f"{folder.name}{ending}") for ending in (".part", ".old.part"))
     try:
         with writing(folder):
@@ -146,7 +145,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             yield part
             for path in filter(Path.is_file, part.rglob("*")):
                 with contextlib.suppress(OSError):  # some disks know no rights
-                    path.chmod(0o666 & ~umask)
+                    path.chmod(part.stat().st_mode & 0o666)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(folder, old)
