@@ -226,8 +226,7 @@ def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
     within 0.5%. NotQuantizedError if not; ModelError for a weight of another shape."""
     layers, parts, _ = memory.skeleton(model.config)
-    states = [getattr(m.weight, "quant_state", None) for m in four_bit_layers(model).values()]
-    states = [state for state in states if state is not None]
+    states = [p.quant_state for p in model.parameters() if getattr(p, "quant_state", None)]
     if len(states) != len(layers):
         wrong = f"{len(states)} of {len(layers)} linear layers are 4-bit"
         raise NotQuantizedError(f"{wrong}: use loading.load_base, on a model that is not quantized")
