@@ -40,7 +40,6 @@ ADVICE = {  # what an error says: what to do
     "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
-    "not appear to have a file": "fetch what is missing here, which needs network; then run again",
     "no file": "only safetensors are loaded, since pickled weights can run code",
     "": "check name (an adapter's config has that of its base), folder and network; run again",
 }
@@ -106,6 +105,9 @@ def fetch(profile: Profile) -> None:
         try:
             files = snapshot_download(profile.model, dry_run=True, **options)
         except (DryRunError, OfflineModeIsEnabled):  # without network: what is here has to do
+            here = snapshot_download(profile.model, local_files_only=True, **options)
+            if not any(Path(here).glob("*.safetensors")):
+                raise FileNotFoundError("there is no network and they are not here") from None
             return
         if not any(file.filename.endswith(".safetensors") for file in files):
             raise FileNotFoundError("there are no files .safetensors")
