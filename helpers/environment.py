@@ -124,11 +124,14 @@ def check_writable(folder: Path, room: int = 10**8) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`Path.write_text` in UTF-8, whole or not at all: in a temporary folder beside, then moved."""
-    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder, path.name)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+    """`Path.write_text` in UTF-8, whole or not at all: under a temporary name, then renamed."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
