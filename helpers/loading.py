@@ -148,7 +148,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
     if cache and not hasattr(config, "quantization_config"):  # else it is quantized already
         stats = [path.stat() for path in sorted(Path(profile.model_path).glob("*.safetensors"))]
         files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        commit = getattr(config, "_commit_hash", None)  # of a hub model
+        commit = profile.revision, getattr(config, "_commit_hash", None)  # a branch moves
         decides = f"{asked} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache).expanduser() / f"{Path(profile.model).name}-4bit-{digest}"
@@ -225,7 +225,7 @@ class FourBitProof(NamedTuple):
 def prove_4bit(model) -> FourBitProof:
     """Hold a model against its config: every linear layer but the head is NF4, and the bytes agree
     within 0.5%. NotQuantizedError if not; ModelError for a weight of another shape."""
-    layers, parts, _ = memory.skeleton(model.config)
+    layers, parts, others, _ = memory.skeleton(model.config)
     states = [p.quant_state for p in model.parameters() if getattr(p, "quant_state", None)]
     if len(states) != len(layers):
         wrong = f"{len(states)} of {len(layers)} linear layers are 4-bit"
@@ -234,8 +234,7 @@ def prove_4bit(model) -> FourBitProof:
         wrong = "most weights are in no linear layer and stay as they were"
         raise NotQuantizedError(f"{wrong}: take a dense model")
     shapes = [tuple(state.shape) for state in states]
-    rest = [p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is None]
-    others = parts["embedding"] + parts["head"] + parts["norm"]
+    rest = [p.shape for p in model.parameters() if getattr(p, "quant_state", None) is None]
     if shapes != list(layers.values()) or sorted(rest) != sorted(others):
         raise ModelError("a weight has another shape than by its config: fetch the model again")
     rest_bytes = model.get_output_embeddings().weight.element_size()

@@ -99,6 +99,7 @@ class Skeleton(NamedTuple):
 
     layers: dict[str, tuple[int, int]]  # (out, in) of each linear layer but the output head
     tensors: dict[str, list[int]]  # elements of each: linear, embedding, head (unless tied), norm
+    others: list[torch.Size]  # shapes of all but the linear weights
     buffers: int  # bytes, all float32: for most models the rotary frequencies, twice
 
 
@@ -111,7 +112,7 @@ def skeleton(config: Config) -> Skeleton:
 def _skeleton(text: str) -> Skeleton:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(text)))
-    head, layers = model.get_output_embeddings(), {}
+    head, layers, others = model.get_output_embeddings(), {}, []
     tensors = {"linear": [], "embedding": [], "head": [], "norm": []}
     part_of = {head: "head"}
     for name, module in model.named_modules():
@@ -125,7 +126,8 @@ def _skeleton(text: str) -> Skeleton:
         part = part_of.get(model.get_submodule(owner), "norm")
         part = "linear" if owner in layers and kind == "weight" else part
         tensors[part].append(parameter.numel())
-    return Skeleton(layers, tensors, sum(buffer.nbytes for buffer in model.buffers()))
+        others += [parameter.shape] if part != "linear" else []
+    return Skeleton(layers, tensors, others, sum(buffer.nbytes for buffer in model.buffers()))
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -283,7 +285,7 @@ class Activations:
 
 def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
     """Bytes held from step to step, for any model: the fields of MemoryPlan up to `optimizer`."""
-    compute, (_, parts, buffers) = profile.dtype.itemsize, skeleton(config)
+    compute, (_, parts, _, buffers) = profile.dtype.itemsize, skeleton(config)
     trained, embeddings = adapter_tensors(config, profile.lora_r, profile.target_modules), []
     width, four_bit, full = 4, method == "qlora", method == "full"  # adapters are float32
     if full:
