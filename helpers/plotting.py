@@ -38,7 +38,7 @@ def show_loss(history: Sequence[Mapping], total: int, left: float | None, handle
     title += "" if left is None else f", {left / 60:.0f} min left"
     figure, axes = plt.subplots()
     axes.plot(steps, losses, color=GREY, linewidth=0.7, alpha=0.7, label="one step")
-    axes.plot(steps, mean, color=BLUE, label="mean of 20 steps")
+    axes.plot(steps, mean, color=BLUE, label="mean of the last 20")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=ORANGE, label="validation")
     axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)", yscale="log")
