@@ -191,11 +191,11 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         return 141
     except KeyboardInterrupt as error:
         text, status = f"\n{str(error) or interrupted}", 130
-    except Exception as error:
+    except (TutorialError, OSError) as error:
         text, status = f"{type(error).__name__}: {error}", 1
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            text = MEMORY_RAN_OUT  # torch's is known by its name: torch is not imported here
-        elif not isinstance(error, TutorialError | OSError):
+    except Exception as error:  # torch's is known by its name, since torch is not imported here
+        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
+        text, status = MEMORY_RAN_OUT, 1
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
     return status
