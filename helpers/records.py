@@ -170,7 +170,7 @@ def _pair(
     """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
         raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
-    if missing := [c for c in (columns[0], answer_column) if c and c not in row]:
+    if missing := [c for c in (columns[0], answer_column) if c not in (None, *row)]:
         raise DataError(f"no column {missing[0]!r}")
     prompt, answer = row[columns[0]], row.get(answer_column)
     if answer_column and not isinstance(prompt, list):
