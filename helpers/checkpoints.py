@@ -74,7 +74,7 @@ def found_in(folder: Path) -> list[Path]:
 
 def remove_all(folder: Path, but: Iterable[Path] = ()) -> None:
     """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
-    for path in set(found_in(folder)) - set(but):
+    for path in [path for path in found_in(folder) if path not in but]:
         shutil.rmtree(path)
 
 

@@ -115,12 +115,14 @@ def writing(path: Path, advice="make room there, or choose another folder") -> I
 
 def check_writable(folder: Path, room: int = 10**8) -> None:
     """Make `folder`; TutorialError unless it can be written and its disk has `room` bytes free."""
-    with writing(folder, "choose another folder, or free some room there"):
+    with writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
-        if free < room:
-            raise OSError(f"{free / 1e6:,.0f} MB are free and {room / 1e6:,.0f} MB may be needed")
+    if free < room:
+        wrong = f"has {free / 1e6:,.0f} MB free and {room / 1e6:,.0f} MB may be needed"
+        advice = "free some, or choose a folder on another disk"
+        raise TutorialError(f"the disk of {str(folder)!r} {wrong}: {advice}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -189,11 +191,11 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         return 141
     except KeyboardInterrupt as error:
         text, status = f"\n{str(error) or interrupted}", 130
-    except Exception as error:
+    except (TutorialError, OSError) as error:
         text, status = f"{type(error).__name__}: {error}", 1
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            text = MEMORY_RAN_OUT  # torch's is known by its name: torch is not imported here
-        elif not isinstance(error, TutorialError | OSError):
+    except Exception as error:  # torch's is known by its name, since torch is not imported here
+        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
+        text, status = MEMORY_RAN_OUT, 1
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
     return status

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -143,13 +142,13 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
 
     `device`: default the profile's. `cache`: a folder that keeps the 4-bit model, so that it is
     quantized once. ModelError (missing, damaged, incomplete, no room) or NotQuantizedError."""
-    source, config = profile, load_config(profile)
-    asked = {"quantization_config": quantization_config(profile)}
+    source, config, what = profile.model_path, load_config(profile), "the weights"
+    options = {"revision": profile.revision, "quantization_config": quantization_config(profile)}
     if cache and not hasattr(config, "quantization_config"):  # else it is quantized already
-        stats = [path.stat() for path in sorted(Path(profile.model_path).glob("*.safetensors"))]
+        stats = [path.stat() for path in sorted(Path(source).glob("*.safetensors"))]
         files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        commit = profile.revision, getattr(config, "_commit_hash", None)  # a branch moves
-        decides = f"{asked} {commit} {transformers.__version__} {torch.__version__} {files}"
+        commit = getattr(config, "_commit_hash", None)  # of a branch, which moves
+        decides = f"{options} {commit} {transformers.__version__} {torch.__version__} {files}"
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         copy = Path(cache).expanduser() / f"{Path(profile.model).name}-4bit-{digest}"
         if not copy.exists():
@@ -158,26 +157,28 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
                     print(f"quantizing {profile.model} and keeping the 4-bit copy as {copy.name}")
                     with replace_folder(copy) as part:
                         load_base(profile, device).save_pretrained(part)
-        source, asked = replace(profile, model=str(copy), revision=None), {}
-    fetch(source)
+        source, options, what = str(copy), {}, f"the 4-bit copy {copy.name}"
+    else:
+        fetch(profile)
 
     def quantize(A, *rest, **settings):  # a GPU's kernel hides a NaN; an infinity is seen below
         return quantize_4bit(A.nan_to_num(torch.inf, torch.inf, -torch.inf), *rest, **settings)
 
     hiding_no_nan = patch.object(functional, "quantize_4bit", quantize)
-    with fetching("the weights", source) as options, falcon_made_of_plain_linear(), hiding_no_nan:
+    with fetching(what, profile), falcon_made_of_plain_linear(), hiding_no_nan:
         if sum(memory.count_parameters(config).values()) < 10**8:
             transformers.logging.disable_progress_bar()  # it loads in a tenth of a second
         model, found = AutoModelForCausalLM.from_pretrained(
-            source.model_path,
+            source,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype=profile.dtype,
             device_map={"": device or profile.device},
             output_loading_info=True,
-            **options | asked,
+            **options,
         )
     if missing := sorted(found["missing_keys"]):
-        lacking = f"the weights of {source.model!r} lack {missing[:3]}, which would be random"
+        lacking = f"the weights of {profile.model!r} lack {missing[:3]}, which would be random"
         raise ModelError(f"{lacking}: fetch them again")
     for module in four_bit_layers(model).values():
         # On CPUs with AVX512-BF16, bitsandbytes re-packs a layer's bytes at its first inference and
@@ -190,7 +191,7 @@ def load_base(profile: Profile, device: str | None = None, cache: str | Path | N
         state = getattr(parameter, "quant_state", None)
         extremes = parameter.aminmax() if state is None else [state.offset]
         if not torch.stack([*extremes]).isfinite().all():
-            raise ModelError(f"{name} of {source.model!r} is not finite: fetch the weights again")
+            raise ModelError(f"{name} of {profile.model!r} is not finite: fetch the weights again")
     # What an adapter should say of its base is name and revision, not this machine's folder.
     model.name_or_path = model.config._name_or_path = profile.model
     model.generation_config = transformers.GenerationConfig(eos_token_id=model.config.eos_token_id)

@@ -200,8 +200,8 @@ class Activations:
         self.alibi, self.full = self.falcon and config.alibi, method == "full"
         self.trained = set(self.shapes if self.full else profile.target_modules)
         self.queries = self.shapes["dense" if self.falcon else "o_proj"][1]
-        # bytes an element: 2 in 16 bits, under Trainer's autocast; of the residual stream, which is
-        # float32 after kbit preparation; of a norm its float32 input, and what an RMS norm scales
+        # bytes an element of what is computed under Trainer's autocast, of the residual stream,
+        # which is float32 after kbit preparation, and of a norm: float32, and what RMS norms scale
         self.compute = profile.dtype.itemsize
         self.stream = 4 if method == "qlora" else self.compute
         self.norm = 4 + (self.stream if self.full and not self.falcon else 0)
@@ -223,7 +223,7 @@ class Activations:
         if self.eager:
             probability = self.stream if self.falcon else 4
             cast = compute if compute < probability else 0
-            peak = 12 + cast  # with two gradients in float32
+            peak = 4 + cast + 2 * 4  # two gradients in float32
             if self.falcon:  # with alibi five float32 copies, counted at the peak
                 peak = 20 + cast if self.alibi else 4 * probability
             kept = 3 * queries * compute + output

@@ -170,7 +170,7 @@ def _pair(
     """Prompt and answer of a row, both proven to be usable text; DataError says what is wrong."""
     if not isinstance(row, dict):
         raise DataError(row.split(": line")[0] if isinstance(row, str) else "a list, not an object")
-    if missing := [c for c in (columns[0], answer_column) if c and c not in row]:
+    if missing := [c for c in (columns[0], answer_column) if c not in (None, *row)]:
         raise DataError(f"no column {missing[0]!r}")
     prompt, answer = row[columns[0]], row.get(answer_column)
     if answer_column and not isinstance(prompt, list):
@@ -303,10 +303,11 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     is_parquet = start.startswith(b"PAR1")
     if b"\0" in start and not is_parquet:
         raise DataError(f"{name} is UTF-16 or binary: save it as text with the encoding UTF-8")
-    lines, value = (None, None) if is_csv or is_parquet else _read_json(file)
-    if config or (split != "train" and value is None):
+    by_line = not is_parquet and (is_csv or _is_lines(file))
+    if config or (split != "train" and (by_line or is_parquet)):
         raise DataError(f"{name} is a file without configs and splits: leave them out")
-    at = f"{name}, {'line' if is_csv or lines else 'row'}"
+    at = f"{name}, {'line' if by_line else 'row'}"
+    file.seek(0)
     if is_parquet:
         table = ParquetFile(file)
         columns = table.schema_arrow.names
@@ -314,29 +315,27 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     if is_csv:
         rows = _csv(name, file)
         return at, next(rows, []), lambda *_: _batches(rows)
-    if not lines:
-        rows = _document(name, value, split)
+    if not by_line:
+        rows = _document(name, file, split)
         return at, _columns(rows), lambda *_: _batches(enumerate(rows, 1))
-    columns = _columns(lines)
-    optional = {c for known, _ in LAYOUTS.values() for c in known[1:] if known[0] in columns}
-    for column in optional - {*columns}:  # it may begin later
-        file.seek(0)
-        columns += [column] if any(f'"{column}"'.encode() in line for line in file) else []
-    return at, columns, partial(_lines, file, at)
+    columns = _columns(map(_parse, itertools.islice(file, BATCH)))
+    for known, answer in LAYOUTS.values():
+        for column in known[1:]:  # it may be missing, and may begin later
+            if {known[0], answer} <= {*columns} and column not in columns:
+                file.seek(0)
+                if any(f'"{column}"'.encode() in line for line in file):
+                    columns.append(column)
+    return at, columns, lambda *needs: _lines(file, at, *needs)
 
 
-def _read_json(file: BinaryIO) -> tuple[list | None, dict | list | str | None]:
-    """(the first of many lines, None) or (None, the only value), as `_parse` gives them. Of lines
-    that are objects the first may be broken."""
-    lines = [_parse(line) for line in itertools.islice(filter(bytes.strip, file), BATCH)]
+def _is_lines(file: BinaryIO) -> bool:
+    """Whether JSON is an object a line, of which the first may be broken, and not one value."""
+    lines = list(itertools.islice(filter(bytes.strip, file), 100))
+    kinds = [type(_parse(line)) for line in lines]
+    if len(lines) < 2 or dict not in kinds or re.match(rb"(\xef\xbb\xbf)?\s*\[", lines[0]):
+        return False
     file.seek(0)
-    if lines[1:] and isinstance(lines[0], dict):
-        return lines, None
-    data = file.read()
-    value = _parse(data) if lines else []
-    cut_off = re.match(rb"(\xef\xbb\xbf)?\s*\[", data)
-    by_line = isinstance(value, str) and dict in map(type, lines) and not cut_off
-    return (lines, None) if by_line else (None, value)
+    return kinds[0] is dict or isinstance(_parse(file.read()), str)
 
 
 def _columns(rows: Iterable) -> list[str]:
@@ -418,30 +417,32 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
             yield line, dict(zip(header, fields, strict=False))
 
 
-def _document(name: str, value: dict | list | str, split: str) -> list:
+def _document(name: str, file: BinaryIO, split: str) -> list:
     """The rows of one JSON value: a list of objects, the same under a key, or columns of lists."""
-    if isinstance(value, str):
-        raise DataError(f"{name} is {value}; give a list of objects, or one object a line")
-    splits = {"train": value}
-    if isinstance(value, dict):
-        keys = [tuple(column) if isinstance(column, dict) else () for column in value.values()]
+    data = file.read()
+    rows = _parse(data) if data.strip() else []
+    if isinstance(rows, str):
+        raise DataError(f"{name} is {rows}; give a list of objects, or one object a line")
+    tables = {}
+    if isinstance(rows, dict):
+        keys = [tuple(column) if isinstance(column, dict) else () for column in rows.values()]
         if len({*keys}) == 1 and "".join(keys[0]).isdigit():  # pandas: columns by row number
-            value = {key: list(column.values()) for key, column in value.items()}
-        lists = {key: column for key, column in value.items() if isinstance(column, list)}
-        splits = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
+            rows = {key: list(column.values()) for key, column in rows.items()}
+        lists = {key: value for key, value in rows.items() if isinstance(value, list)}
+        tables = {k: v for k, v in lists.items() if not v or isinstance(v[0], dict)}
         known = any({columns[0], answer} <= {*lists} for columns, answer in LAYOUTS.values())
-        if len(set(map(len, lists.values()))) == 1 and (known or not splits):  # columns of lists
-            rows = zip(*lists.values(), strict=True)
-            splits = {"train": [dict(zip(lists, row, strict=True)) for row in rows]}
-        elif {"messages", "conversations"} & {*splits} or not splits:
-            splits = {"train": [value]}
-    if split == "train" and len(splits) == 1:
-        (split,) = splits  # whatever its name
-    if split not in splits:
-        raise DataError(f"{name} has no split {split!r}: it has {str([*splits])[:300]}")
-    if len(splits) > 1:
-        print(f"{name}: of the splits {list(splits)} {split!r} is read")
-    return [r if isinstance(r, dict | list) else "a single value, no object" for r in splits[split]]
+        if len(set(map(len, lists.values()))) == 1 and (known or not tables):  # columns of lists
+            rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+            tables = {}
+        elif {"messages", "conversations"} & {*tables} or not tables:  # one row
+            rows, tables = [rows], {}
+    if split not in tables and (len(tables) > 1 or split != "train"):
+        raise DataError(f"{name} has no split {split!r}: it has {str([*tables] or 'train')[:300]}")
+    if len(tables) > 1:
+        print(f"{name}: of the splits {list(tables)} {split!r} is read")
+    if tables:  # the split that was asked for, else the only list
+        rows = tables.get(split, next(iter(tables.values())))
+    return [r if isinstance(r, dict | list) else "a single value, no object" for r in rows]
 
 
 def _parse(data: bytes) -> dict | list | str:
