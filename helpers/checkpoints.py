@@ -73,7 +73,7 @@ def found_in(folder: Path) -> list[Path]:
 
 
 def remove_all(folder: Path, but: Iterable[Path] = ()) -> None:
-    """Delete the checkpoints in a folder; half of one never counts, since files are missing."""
+    """Delete a folder's checkpoints `but` these; half of one never counts, as files are missing."""
     for path in [path for path in found_in(folder) if path not in but]:
         shutil.rmtree(path)
 

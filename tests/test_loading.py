@@ -172,10 +172,11 @@ def lfs_pointer(folder):
         (change(DOWN, lambda t: t.where(t > t.min(), torch.nan)), "4h_to_h.* not finite"),
         (change(DOWN, lambda t: t.T), "another shape"),
         (change("transformer.word_embeddings.weight", lambda t: t.T), "another shape|mismatch"),
+        (change("transformer.ln_f.weight", lambda t: t[:-1]), "another shape|ln_f|mismatch"),
         (pickle_weights, "only safetensors are loaded, since pickled weights can run code"),
         (lambda folder: (folder / "config.json").unlink(), "the config of .* cannot be used"),
     ],
-    ids="embedding norm half lfs nan inf nan-in-4-bits transposed turned pickled no-config".split(),
+    ids="embedding norm half lfs nan inf nan-in-4-bits transposed turned cut pickled none".split(),
 )
 def test_bad_weights_are_refused_and_no_pickled_code_is_run(copied, spoil, words, monkeypatch):
     def kernel(weight, quantize=loading.quantize_4bit, **options):  # as a GPU's, which hides a NaN
