@@ -59,8 +59,8 @@ def describe(scores: dict, planned: dict) -> str:
     return (
         f"Left: the tiny Falcon writes {before:.0%} of unseen tickets exactly before fine-tuning, "
         f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted with 8-bit "
-        f"Adam and one example of 512 tokens: training Falcon-7b takes {', '.join(sizes)}; a T4 has "
-        f"{memory.capacity('T4') / 1e9:.1f} GB, some of which must stay free."
+        f"Adam and one example of 512 tokens: training Falcon-7b takes {', '.join(sizes)}; a T4 "
+        f"has {memory.capacity('T4') / 1e9:.1f} GB, some of which must stay free."
     ).replace("\n", " ")
 
 

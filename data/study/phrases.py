@@ -1,0 +1,72 @@
+"""Which new wordings are answered wrongly? 25 runs of study.csv, counted by phrase of urgency.
+
+`python data/study/phrases.py`, a quarter of an hour on two cores, writes phrases.csv: a line a run,
+with its wrong answers to the messages of each phrase; "none" are those that say nothing of it."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import pandas as pd
+
+from data.study import build, plan, study
+from data.study.study import Run
+from data.tickets.grammar import HELD_OUT_URGENCY
+from helpers import environment, records
+
+FILE = study.FILE.with_name("phrases.csv")
+# Full fine-tuning at the rate of notebook 07's rule; LoRA and QLoRA at two rates that both solve
+CELLS = [(plan.FULL[0], study.GRID[0])]
+CELLS += [(way, rate) for rate in study.GRID[1:3] for way in plan.LORA[:2]]
+
+
+def planned() -> list[Run]:
+    """Five seeds of CELLS."""
+    runs = [Run("", learning_rate=r, seed=0, **plan.complete(way)) for way, r in CELLS]
+    return [replace(run, seed=seed) for run in runs for seed in range(5)]
+
+
+def of_messages() -> list[str]:
+    """The phrase of urgency in each message of `test_reworded`, in which one letter may be wrong:
+    of those that fit its label the one with the longest part in the message."""
+
+    def common(message: str, phrase: str) -> int:
+        return SequenceMatcher(None, message, phrase, autojunk=False).find_longest_match().size
+
+    found = []
+    for row in records.read_tickets("test_reworded"):
+        known = HELD_OUT_URGENCY[json.loads(row["answer"])["urgency"]]
+        found.append(max(known, key=lambda phrase: common(row["prompt"], phrase)) or "none")
+    return found
+
+
+def measured(run: Run) -> dict:
+    """The line of a run."""
+
+    def watch(model, step: int) -> dict:
+        if step < run.steps:
+            return {}
+        right, _ = study.answer_losses(model, study.encoded("test_reworded"))
+        wrong = pd.Series([not answer for answer in right]).groupby(of_messages()).sum()
+        return {phrase: int(count) for phrase, count in wrong.items()}
+
+    row = study.execute(run, watch=watch)
+    names = ["method", "format", "learning_rate", "seed", *sorted(set(of_messages()))]
+    return {name: row[name] for name in names}
+
+
+def work() -> None:
+    """Make all runs, and write them in the order of `planned`."""
+    runs = planned()
+    table = pd.DataFrame(build.measure_all(runs, None, measured))
+    keys = ["method", "format", "learning_rate", "seed"]
+    order = pd.DataFrame([asdict(run) for run in runs])[keys]
+    environment.write_text(FILE, order.merge(table, on=keys).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(environment.exit_status(work))
