@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module, util
 from numbers import Real
 
+import numpy
 import torch
 
 from helpers.errors import TutorialError
@@ -95,7 +96,7 @@ def judge(
     WrongAnswer if not, with the hint of the one of `mistakes` (wrong value: hint) that it equals.
     TypeError for what is neither a number nor a tensor.
     """
-    if isinstance(answer, bool) or not isinstance(answer, Real | torch.Tensor):
+    if isinstance(answer, bool) or not isinstance(answer, Real | torch.Tensor | numpy.ndarray):
         raise TypeError(f"{answer!r:.60} is neither a number nor a tensor")
     value, truth = torch.as_tensor(answer).detach().double().cpu(), torch.as_tensor(truth)
     shapes = tuple(value.shape), tuple(truth.shape)
@@ -108,6 +109,7 @@ def judge(
         return
     for wrong, hint in mistakes.items():
         expect(not near(wrong), hint)
+    expect(not value.isnan().any(), f"{what} is not a number (NaN), or holds one that is not")
     for factor, hint in FACTORS.items():
         off = near(truth * factor) or near(truth / factor)
         expect(not off or factor < 1 + 4 * rel, f"{what} {hint}")

@@ -13,6 +13,8 @@ def exercise_1(answer: object) -> None:
         torch.tensor([0, 15, 7]): "the two ends have changed places: the table is sorted",
         torch.tensor([15, 15, 7]): "the sign matters: -1 and +1 are two values of the table",
     }
+    off = codes.shape == (3,) and codes[:2].tolist() == [15, 0] and codes[2] != 7
+    expect(not off, "the ends are right, zero is not: how many values lie below it?")
     judge(codes, torch.tensor([15, 0, 7]), mistakes, 0, "the row of codes")
 
 
@@ -21,7 +23,7 @@ def exercise_2(answer: object) -> None:
     for size in (32, 128):
         mistakes = {
             4 + 32 / size: "that is without double quantization: with it a scale takes 8 bits",
-            4 + 8 / size: "almost: the scales of the scales are missing",
+            4 + 8 / size: "almost: the scales of the scales are missing, or are not in bits",
         }
         judge(call(answer, size), 4 + 8 / size + 32 / (256 * size), mistakes, 1.5e-4)
 

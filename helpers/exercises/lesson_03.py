@@ -10,7 +10,7 @@ def exercise_1(answer: object) -> None:
     wide, narrow = float(answer[torch.float32]), float(answer[torch.bfloat16])
     expect(wide >= narrow, "the two have changed places: which dtype has room for a small change?")
     expect(0.9 < wide <= 1, "in float32 nearly every number moves, and a share is at most 1")
-    expect(narrow == 0, "bfloat16 moved: was `adapter_dtype` passed on, and is the loss a mean?")
+    expect(narrow == 0, "bfloat16 moved: was `adapter_dtype` passed, B all ones, the loss a mean?")
 
 
 def exercise_2(answer: object) -> None:
@@ -30,6 +30,7 @@ def exercise_3(answer: object) -> None:
     for name, found, truth in zip("AB", call(answer, x, grad, A, B, 1.75), truths, strict=True):
         mistakes = {
             truth / 1.75: f"the gradient of {name} lacks the scale",
+            truth * 1.75: f"the gradient of {name} has the scale twice",
             truth / 10: f"the gradient of {name} is a mean over the tokens: gradients are sums",
         }
         judge(found, truth, mistakes, what=f"the gradient of {name}")

@@ -42,6 +42,6 @@ def exercise_3(answer: object) -> None:
     chats = [record["messages"] for record in call(answer, table)]
     found = [[text for turn in chat for text in (turn["role"], turn["content"])] for chat in chats]
     whole = truth[0][1] in sum(found, [])
-    expect(whole, "a text is cut at its comma or its line break: let csv read the whole text")
+    expect(whole, "a text is missing, or cut at comma or line break: let csv read it whole")
     expect(len(found) == 2, "one record for each chat, whose rows need not be neighbours")
     expect(found == truth, "turns have changed: keep them as the file has them")

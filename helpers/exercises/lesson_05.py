@@ -42,9 +42,9 @@ def exercise_4(answer: object) -> None:
     ticket = {"intent": "damage", "product": "mug", "order": "A1111", "urgency": "low"}
     right, *wrong = (json.dumps(ticket | x) for x in ({}, {"urgency": ""}, {"order": ""}, {"a": 1}))
     turned = json.dumps(dict(reversed(ticket.items())), indent=1)
-    share = call(answer, [right, right, *wrong], [right] * 5)
+    share = call(answer, [right] * 6 + [*wrong, "{}"], [right] * 10)
     mistakes = {1: "an answer with a wrong value counts as wrong"}
-    judge(share, 2 / 5, mistakes | {2: "that is a count: divide it by the number of answers"})
+    judge(share, 6 / 10, mistakes | {6: "that is a count: divide it by the number of answers"})
     share = call(answer, [right, turned], [right] * 2)
     judge(share, 1, {1 / 2: "another order or spacing is the same ticket: compare what JSON says"})
     share = call(answer, [right, "The topic is damage."], [right] * 2)

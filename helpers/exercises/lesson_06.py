@@ -10,7 +10,7 @@ def exercise_1(answer: object) -> None:
     """The two shares of exact tickets, in a dict with the keys 4 and 1."""
     four, one = float(answer[4]), float(answer[1])
     expect(max(four, one) <= 1, "a share is at most 1")
-    expect(four != one, "both ranks score the same: is each update cut, with S in it once?")
+    expect(four != one, "both ranks score the same: is the learnt update cut anew, S in it once?")
     expect(four > one, "the smaller rank scores better: have the two changed places?")
     expect(
         0.8 < four <= 1,
@@ -36,6 +36,7 @@ def exercise_3(answer: object) -> None:
             fewer / fewer.sum(): "one token more: without it the others do not reach `p`",
             (logits / T).softmax(-1): "no token was left out: `p` has no effect",
             (logits / T).softmax(-1) * (truth > 0): "what is left does not add up to one",
-            TopPLogitsWarper(p)(None, logits[None] * T).softmax(-1)[0]: "first the temperature",
+            TopPLogitsWarper(p)(None, logits[None] * T).softmax(-1)[0]: "first divide by `T`",
+            truth.sort(descending=True)[0]: "put each share back in its token's place",
         }
         judge(call(answer, logits, T, p), truth, mistakes)

@@ -18,6 +18,7 @@ def exercise_1(answer: object) -> None:
     grid = STUDY.loc["grid"].query("rank in (0, 16) and targets != 'query_key_value'")
     losses = grid.groupby(["learning_rate", "method", "format"]).validation_loss.mean()
     truth = losses.unstack(["method", "format"])[ways].idxmin(axis=1)
+    answer = {rate: tuple(way) for rate, way in answer.items()}
     expect(set(answer.values()) <= set(ways), f"each winner is one of the pairs {ways}")
     right = [answer[rate] == truth[rate] for rate in truth.index]
     expect(len(set(answer.values())) > 1, "one way wins everywhere: is the rate passed on?")
@@ -46,7 +47,7 @@ def exercise_3(answer: object) -> None:
 
 def exercise_4(answer: object) -> None:
     """A function that returns two numbers: the mean difference, half the interval's width."""
-    a, b, t = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([0.5, 0.4, 0.1]), STUDENT_T[2]
+    a, b, t = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([0.5, 0.8, 0.1]), STUDENT_T[2]
     mean, width = call(answer, pandas.Series(a.tolist()), pandas.Series(b.tolist()))
     first = {(b - a).mean(): "take the first list minus the second"}
     judge(mean, (a - b).mean(), first, what="the mean difference")
