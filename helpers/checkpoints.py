@@ -55,9 +55,8 @@ def mark_complete(folder: Path, run: dict) -> None:
 def is_sound(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names has the hash it had when it was saved."""
     try:
-        marker = json.loads((checkpoint / MARKER).read_text())
-        same = marker["files"].items() <= hashes(checkpoint).items()
-        return same and isinstance(marker["run"], dict)
+        told = json.loads((checkpoint / MARKER).read_text())
+        return isinstance(told["run"], dict) and told["files"].items() <= hashes(checkpoint).items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -92,8 +91,7 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
             why.append(f"this one ends at step {steps}")
         if why:
             wrong = f"{sound[-1].name} belongs to another run ({'; '.join(why)})"
-            advice = "repeat its options, choose another output folder"
-            raise TutorialError(f"{wrong}: {advice}, or start anew without resuming")
+            raise TutorialError(f"{wrong}: repeat its options, take another folder, or start anew")
     if remove:
         remove_all(folder, but=sound)
     return sound[-1] if sound else None
@@ -102,13 +100,15 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
 def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
     """Hold `folder` for this run: TutorialError while another process trains in it; one that died
     holds nothing back. The thread that holds it may ask again."""
+    if any(folder.glob("adapter/*")) and not (folder / "adapter/adapter_config.json").is_file():
+        raise TutorialError(f"{str(folder / 'adapter')!r} is no adapter: choose another folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             return FileLock(folder / "run.lock", is_singleton=True).acquire(timeout=0)
         except Timeout:
-            wrong = f"another run trains in {str(folder)!r}"
-            raise TutorialError(f"{wrong}: wait for it, or choose another folder") from None
+            wrong = f"another run trains in {str(folder)!r}: wait for it, or choose another folder"
+            raise TutorialError(wrong) from None
 
 
 class Checkpoints(TrainerCallback):

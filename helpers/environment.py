@@ -96,7 +96,7 @@ def runs_folder() -> Path:
     """Where runs belong: QLORA_RUNS; else Google Drive if Colab has mounted it, since it outlives
     Colab's disk; else runs/ of this repository."""
     if os.environ.get("QLORA_RUNS"):
-        return Path(os.environ["QLORA_RUNS"]).expanduser()
+        return Path(os.path.expanduser(os.environ["QLORA_RUNS"]))
     on_drive = place() == "Colab" and (DRIVE / "MyDrive").is_dir()
     return (DRIVE / "MyDrive" / "qlora-by-hand" if on_drive else ROOT) / "runs"
 

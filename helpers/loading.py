@@ -40,7 +40,7 @@ ADVICE = {  # what an error says: what to do
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
-    "": "check name (an adapter's config has that of its base), folder and network; run again",
+    "": "check name (an adapter's config has that of its base), folder, network and HF_TOKEN",
 }
 
 
@@ -63,7 +63,7 @@ def explained(kind: type[TutorialError], what: str, advice: str = "") -> Iterato
     except Exception as error:  # of network, hub, disk, files and peft: no base class in common
         text = f"{kind.__name__} {error!r} {type(error.__cause__).__name__}"
         advice = advice or next(advice for words, advice in ADVICE.items() if words in text)
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise kind(f"{what} cannot be used ({said}): {advice}") from error
 
 

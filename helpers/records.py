@@ -372,7 +372,7 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
             parts = [pc.if_else(pc.equal(part, ""), None, part) for part in parts]
             prompt = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")
             found = [pc.match_substring_regex(column, odd) for column in (prompt, answer)]
-            if not any(pc.any(column).as_py() for column in found):
+            if len(prompt) == len(answer) and not any(pc.any(c).as_py() for c in found):
                 places = [f"{at} {number}" for number in numbers]
                 yield pa.table([prompt, answer, places], schema=SCHEMA)
                 continue

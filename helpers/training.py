@@ -156,8 +156,6 @@ def save(
     """Write adapter (first) and results.json (last) to `output`; returns what results.json holds.
 
     `proof`: of `loading.prove_4bit`; `training`: of `fine_tune`; `more`: data and scores."""
-    results = output / "results.json"
-    results.unlink(missing_ok=True)  # it would tell of the former adapter
     trainable, total = model.get_nb_trainable_parameters()
     status = Path("/proc/self/status")  # Linux tells there the most memory that a process has held
     peak = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else None
@@ -177,9 +175,9 @@ def save(
         "total_seconds": round(time.time() - psutil.Process().create_time(), 2),
         "peak_rss_bytes": peak,
     }
-    adapter = loading.save_adapter(model, output / "adapter", profile, record, tokenizer)
-    shown = adapter.relative_to(ROOT) if adapter.is_relative_to(ROOT) else adapter.name
-    record["adapter_dir"] = str(shown)
+    made = loading.save_adapter(model, output / "adapter", profile, record, tokenizer)
+    (results := output / "results.json").unlink(missing_ok=True)  # it tells of the former adapter
+    record["adapter_dir"] = str(made.relative_to(ROOT) if made.is_relative_to(ROOT) else made.name)
     environment.write_text(results, json.dumps(record, indent=2) + "\n")
     return record
 
@@ -187,7 +185,7 @@ def save(
 def report(record: dict, test: Dataset, **answers: Sequence[str]) -> None:
     """Print three prompts, shortened, with their answers by name; then the scores."""
     for i, row in enumerate(test.select(range(min(3, len(test))))):
-        print("message  ", textwrap.shorten(row["prompt"], 300, placeholder=" ..."))
+        print("message  ", repr(textwrap.shorten(row["prompt"], 300, placeholder=" ...")))
         for name, texts in (*answers.items(), ("wanted", test["answer"])):
             print(f"  {name:<8}{texts[i]!r}")
     columns = {"before": "before", "after": "after", "reworded": "after_reworded"}
@@ -217,7 +215,7 @@ def run(
         advice = "leave --use_fsdp out; notebook 08 shows how one model is spread"
         raise TutorialError(f"{wrong}: {advice}")
     mine = share(profile, state.num_processes)
-    output = Path(output).expanduser() if output else environment.runs_folder() / profile.name
+    output = Path(os.path.expanduser(output or environment.runs_folder() / profile.name))
     environment.check_writable(output / "checkpoints")
     leads = state.is_main_process
     with checkpoints.only_run_in(output) if leads else contextlib.nullcontext():

@@ -136,6 +136,7 @@ ONE_ROW = {
     "null": (b"null\n", "a single value, no object"),
     "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
     "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
+    "empty prompt": (as_line(prompt=""), "the prompt is empty"),
     "null prompt": (as_line(prompt=None), "the prompt is empty"),
     "white space": (as_line(prompt=" \t\u3000"), "the prompt is empty"),
     "zero width": (as_line(answer="\u200b\ufeff \u2060"), "the answer is empty"),
