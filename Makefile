@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTHON313 = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2> /dev/null && echo $$p && break; done)
 # The guard makes every connection but a loopback one fail, in tests, notebooks and command lines.
 # A worker has one thread; a file belongs to one worker, and the longest begin (tests/conftest.py). A GPU is hidden.
-GUARDED := PYTHONPATH=$(CURDIR)/tests/guard QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 CUDA_VISIBLE_DEVICES=
+GUARDED := PYTHONPATH="$$PWD/tests/guard" QLORA_PROFILE=tiny TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 CUDA_VISIBLE_DEVICES=
 SPREAD := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # What does not depend on the packages' versions runs once, in `make test`.
@@ -34,7 +34,7 @@ lint: .venv/ready  ## ruff alone
 book: .venv-book/ready  ## the series as a web site, in build/book/html: nothing is executed or fetched
 	rm -rf build/book && mkdir -p build/book/source
 	cp $(wildcard notebooks/*.ipynb notebooks/*.md) notebooks/book/index.md build/book/source
-	PYTHONPATH=$(CURDIR)/tests/guard .venv-book/bin/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
+	PYTHONPATH="$$PWD/tests/guard" .venv-book/bin/python -m sphinx -q -n -W --keep-going -c notebooks/book -d build/book/doctrees build/book/source build/book/html
 lab: .venv/ready  ## JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 refresh: .venv/ready  ## execute the notebooks and store their outputs; ONLY="01 05" for some

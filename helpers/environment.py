@@ -193,8 +193,8 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
         text, status = f"\n{str(error) or interrupted}", 130
     except (TutorialError, OSError) as error:
         text, status = f"{type(error).__name__}: {error}", 1
-    except Exception as error:  # torch's is known by its name, since torch is not imported here
-        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+    except Exception as error:  # torch's are known by their names, since torch is not imported here
+        if not re.search("MemoryError|DefaultCPUAllocator", repr(error)):
             raise
         text, status = MEMORY_RAN_OUT, 1
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)
