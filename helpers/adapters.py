@@ -110,7 +110,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     text = ""
     with contextlib.suppress(OSError):
         text = Path(folder, "README.md").read_text("utf-8", "replace")
-    found = re.search(r"(?m)^ +max_new_tokens=([1-9]\d{0,5})\b", text)
+    found = re.search(r"(?m)^(?: +|output = .*, )max_new_tokens=([1-9]\d{0,5})\b", text)
     most = getattr(model.config, "max_position_embeddings", 2048)
     limit = min(int(found[1]) if found else 256, most // 2)  # a README from elsewhere says anything
 

@@ -91,16 +91,16 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
             why.append(f"this one ends at step {steps}")
         if why:
             wrong = f"{sound[-1].name} belongs to another run ({'; '.join(why)})"
-            raise TutorialError(f"{wrong}: repeat its options, take another folder, or start anew")
+            raise TutorialError(f"{wrong}: repeat its options, change the folder, or do not resume")
     if remove:
         remove_all(folder, but=sound)
     return sound[-1] if sound else None
 
 
 def only_run_in(folder: Path) -> contextlib.AbstractContextManager:
-    """Hold `folder` for this run: TutorialError while another process trains in it; one that died
-    holds nothing back. The thread that holds it may ask again."""
-    if any(folder.glob("adapter/*")) and not (folder / "adapter/adapter_config.json").is_file():
+    """Hold `folder` for this run: TutorialError while another process trains in it (one that died
+    holds nothing back), or if its `adapter` is none. The thread that holds it may ask again."""
+    if any(folder.glob("adapter/*")) and not any(folder.glob("adapter/adapter_*")):
         raise TutorialError(f"{str(folder / 'adapter')!r} is no adapter: choose another folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,7 @@ def exit_status(work: Callable[[], object], interrupted: str = "interrupted") ->
     except (TutorialError, OSError) as error:
         text, status = f"{type(error).__name__}: {error}", 1
     except Exception as error:  # torch's are known by their names, since torch is not imported here
-        if not re.search("MemoryError|DefaultCPUAllocator", repr(error)):
+        if not re.search("MemoryError|allocate memory|not enough memory", repr(error)):
             raise
         text, status = MEMORY_RAN_OUT, 1
     print(text if rank == "0" else f"process {rank}: {text}", file=sys.stderr)

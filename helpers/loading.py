@@ -63,7 +63,7 @@ def explained(kind: type[TutorialError], what: str, advice: str = "") -> Iterato
     except Exception as error:  # of network, hub, disk, files and peft: no base class in common
         text = f"{kind.__name__} {error!r} {type(error.__cause__).__name__}"
         advice = advice or next(advice for words, advice in ADVICE.items() if words in text)
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise kind(f"{what} cannot be used ({said}): {advice}") from error
 
 

@@ -1,7 +1,7 @@
 """Which new wordings are answered wrongly? 25 runs of study.csv, counted by phrase of urgency.
 
-`python data/study/phrases.py`, a quarter of an hour on two cores, writes phrases.csv: a line a run,
-with its wrong answers to the messages of each phrase; "none" are those that say nothing of it."""
+`python data/study/phrases.py`, a quarter of an hour on two cores, writes phrases.csv at its end: a
+line a run, with its wrong answers to the messages of each phrase ("none": those without one)."""
 
 import json
 import sys
@@ -31,8 +31,8 @@ def planned() -> list[Run]:
 
 
 def of_messages() -> list[str]:
-    """The phrase of urgency in each message of `test_reworded`, in which one letter may be wrong:
-    of those that fit its label the one with the longest part in the message."""
+    """The phrase of urgency in each message of `test_reworded`, typing errors allowed: of those
+    that fit its label the one with the longest part in the message."""
 
     def common(message: str, phrase: str) -> int:
         return SequenceMatcher(None, message, phrase, autojunk=False).find_longest_match().size

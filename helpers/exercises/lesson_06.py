@@ -10,7 +10,7 @@ def exercise_1(answer: object) -> None:
     """The two shares of exact tickets, in a dict with the keys 4 and 1."""
     four, one = float(answer[4]), float(answer[1])
     expect(max(four, one) <= 1, "a share is at most 1")
-    expect(four != one, "both ranks score the same: is the learnt update cut anew, S in it once?")
+    expect(four != one, "both ranks score the same: is each cut from the learnt update, S once?")
     expect(four > one, "the smaller rank scores better: have the two changed places?")
     expect(
         0.8 < four <= 1,
