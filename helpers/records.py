@@ -370,7 +370,7 @@ def _lines(file: BinaryIO, at: str, needed: list[str], special: Sequence[str]) -
         if len(table) == len(numbers) and table[0].null_count == table[-1].null_count == 0:
             *parts, answer = table.columns  # the parts are joined as `_pair` does
             parts = [pc.if_else(pc.equal(part, ""), None, part) for part in parts]
-            prompt = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")
+            prompt = pc.binary_join_element_wise(*parts, "\n", null_handling="skip")  # drops nulls
             found = [pc.match_substring_regex(column, odd) for column in (prompt, answer)]
             if len(prompt) == len(answer) and not any(pc.any(c).as_py() for c in found):
                 places = [f"{at} {number}" for number in numbers]
