@@ -116,6 +116,7 @@ CASES = {  # a right answer, then pairs of a wrong one and words of its hint
     "08.2": (PARTS, ("weights", "rest", "context"), "on one card", PARTS[::-1], "another order"),
     "08.3": (gradient, lambda g, n: sum(g) / 3, "means", partial(gradient, divisor=1), "a sum"),
 }
+CASES["05.4"] += lambda a, b: exact([b[0] if x == "{}" else x for x in a], b), "too large"
 JUNK = [None, "x", -3, True, float("nan"), [], {}, (1, -1, None), {4: None, 1: "x"}, object(), int]
 JUNK += [torch.zeros(16), lambda: 1, lambda *a: None, lambda *a: "text", lambda *a: (1, 2)]
 by_exercise = pytest.mark.parametrize("number", CASES)
@@ -144,8 +145,7 @@ def test_a_right_answer_passes_and_an_open_exercise_stops_nothing(number, capsys
 
 @by_exercise
 def test_a_wrong_answer_gets_the_hint_of_its_mistake_and_nonsense_gets_one(number):
-    _, *wrong = CASES[number]
-    for answer, words in zip(wrong[::2], wrong[1::2], strict=True):
+    for answer, words in zip(CASES[number][1::2], CASES[number][2::2], strict=True):
         assert re.match(rf"{number}: .*{words}", hint(number, answer))
     for junk in JUNK:
         hint(number, junk)
