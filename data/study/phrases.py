@@ -1,12 +1,14 @@
-"""Which new wordings are answered wrongly? 25 runs of study.csv, counted by phrase of urgency.
+"""Which new wordings are answered wrongly? 25 runs of each base, counted by phrase of urgency.
 
-`python data/study/phrases.py`, a quarter of an hour on two cores, writes phrases.csv at its end: a
-line a run, with its wrong answers to the messages of each phrase ("none": those without one)."""
+`python data/study/phrases.py FOLDER ...`, a quarter of an hour on two cores for each base, that of
+study.csv (data/tiny-falcon) or one of bases.py, writes phrases.csv: a line a run, with its wrong
+answers to the messages of each phrase ("none": those without one)."""
 
 import json
 import sys
 from dataclasses import asdict, replace
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -19,7 +21,7 @@ from data.tickets.grammar import HELD_OUT_URGENCY
 from helpers import environment, records
 
 FILE = study.FILE.with_name("phrases.csv")
-# Full fine-tuning at the rate of notebook 07's rule; LoRA and QLoRA at two rates that both solve
+# Full fine-tuning at the rate of notebook 07's rule, the same on each base; LoRA and QLoRA at two
 CELLS = [(plan.FULL[0], study.GRID[0])]
 CELLS += [(way, rate) for rate in study.GRID[1:3] for way in plan.LORA[:2]]
 
@@ -44,8 +46,9 @@ def of_messages() -> list[str]:
     return found
 
 
-def measured(run: Run) -> dict:
-    """The line of a run."""
+def measured_on(folder: str, run: Run) -> dict:
+    """The line of a run of the model in `folder`."""
+    study.TINY = replace(study.TINY, model=folder)
 
     def watch(model, step: int) -> dict:
         if step < run.steps:
@@ -59,14 +62,20 @@ def measured(run: Run) -> dict:
     return {name: row[name] for name in names}
 
 
-def work() -> None:
-    """Make all runs, and write them in the order of `planned`."""
+def work(folder: str) -> None:
+    """Make all runs of the model in `folder`; its lines of FILE, in the order of `planned`."""
+    base = json.loads(Path(folder, "pretraining.json").read_text())["seed"]
     runs = planned()
-    table = pd.DataFrame(build.measure_all(runs, None, measured))
+    measure = partial(measured_on, str(Path(folder).resolve()))
+    table = pd.DataFrame(build.measure_all(runs, None, measure))
     keys = ["method", "format", "learning_rate", "seed"]
-    order = pd.DataFrame([asdict(run) for run in runs])[keys]
-    environment.write_text(FILE, order.merge(table, on=keys).to_csv(index=False))
+    table = pd.DataFrame([asdict(run) for run in runs])[keys].merge(table, on=keys)
+    table.insert(0, "base", base)
+    stored = pd.read_csv(FILE) if FILE.exists() else table[:0]
+    both = pd.concat([stored[stored["base"] != base], table])
+    both = both.sort_values("base", kind="stable")
+    environment.write_text(FILE, both.to_csv(index=False))
 
 
 if __name__ == "__main__":
-    sys.exit(environment.exit_status(work))
+    sys.exit(environment.exit_status(lambda: [*map(work, sys.argv[1:])]))
