@@ -162,9 +162,9 @@ def test_llama_cpp_answers_as_the_modelfile_of_notebook_06_says(main_job, expect
     name, template = re.search(r'FROM \./(\S+)\nTEMPLATE """(.*?)"""', text, re.DOTALL).groups()
     found = re.findall(r"^PARAMETER (\w+) (.+)$", text, re.MULTILINE)
     values = {key: json.loads(value) for key, value in found if key != "stop"}
-    options = {"temperature": values.pop("temperature"), "max_tokens": values.pop("num_predict")}
-    options["stop"] = [json.loads(value) for key, value in found if key == "stop"]
-    assert not values
+    stop = [json.loads(value) for key, value in found if key == "stop"]
+    options = {"max_tokens": values.pop("num_predict"), "stop": stop} | values
+    assert values.keys() == {"temperature", "repeat_penalty"}
     file = tmp_path / name
     assert adapters.main(["export", str(main_job[1] / "adapter"), str(file)]) == 0
     llama = Llama(str(file), n_ctx=256, n_threads=1, verbose=False)
