@@ -115,8 +115,9 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     limit = min(int(found[1]) if found else 256, most // 2)  # a README from elsewhere says anything
 
     def problem(message: str) -> str:
-        if found := [token for token in tokenizer.all_special_tokens if token in message]:
-            return f"the message contains the special token {found[0]!r}: leave it out"
+        special = (*tokenizer.all_special_tokens, "\0", "\ufffd")  # these two: not UTF-8
+        if found := [token for token in special if token in message]:
+            return f"the message contains {found[0]!r}, a special token or no UTF-8: leave it out"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""
@@ -175,7 +176,8 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         raise AdapterError(f"{wrong}: use the adapter beside its base")
     with loading.explained(AdapterError, f"the adapter in {folder!r}", "use it beside its base"):
         model = model.merge_and_unload()
-    if getattr(model.config, "multi_query", False) and not model.config.new_decoder_architecture:
+    falcon = model.config.model_type == "falcon"
+    if falcon and model.config.multi_query and not model.config.new_decoder_architecture:
         # It has one key and value head. transformers ignores this number and writes that of all
         # heads, which llama.cpp's converter believes
         model.config.num_kv_heads = 1

@@ -33,7 +33,7 @@ SKIPPED = 24  # steps in a row, of a T4's 32, that loss scaling may skip: more l
 
 
 def run_identity(profile: Profile, encoded: Dataset, seed: int) -> dict:
-    """All that decides a run's numbers, its length and save interval left out."""
+    """What decides a run's numbers, but its length, save interval and `attach_lora`'s options."""
     digest = hashlib.sha256()
     for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
         digest.update(json.dumps([ids, labels]).encode())
@@ -79,7 +79,6 @@ def remove_all(folder: Path, but: Iterable[Path] = ()) -> None:
 
 def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False) -> Path | None:
     """The newest sound checkpoint in `folder` for a run of so many steps; None if there is none.
-
     `remove` deletes unsound ones: the Trainer keeps the newest two, sound or not. TutorialError,
     which names what differs, if the newest sound one is past these steps or of another run."""
     sound = [path for path in found_in(folder) if is_sound(path)]

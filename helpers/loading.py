@@ -25,7 +25,7 @@ from transformers.models.falcon import modeling_falcon
 from helpers import memory
 from helpers.environment import MEMORY_RAN_OUT, replace_folder, writing
 from helpers.errors import ModelError, NotQuantizedError, TutorialError
-from helpers.profiles import ALL_LINEAR, Profile
+from helpers.profiles import Profile
 
 FILES = ["*.json", "model*.safetensors"]  # what transformers reads: no pickles, no code
 CARD = Path(__file__).parent / "card.md"  # the template of an adapter's README
@@ -35,8 +35,7 @@ ADVICE = {  # what an error says: what to do
     "PermissionError": "ask the owner of the files for the right to read them",
     "is quantized": "take the model that is not quantized",
     "No space left": "make room on the disk, or set HF_HOME to a folder on another one",
-    "MemoryError": MEMORY_RAN_OUT,
-    "allocate memory": MEMORY_RAN_OUT,
+    "emory": MEMORY_RAN_OUT,  # MemoryError, can't allocate memory
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
@@ -88,10 +87,11 @@ def load_tokenizer(profile: Profile):
     with fetching("the tokenizer", profile) as options:
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
     end, rows = tokenizer.eos_token_id, load_config(profile).get_text_config().vocab_size
-    if end is None or max(end + 1, tokenizer.vocab_size) > rows:
-        wrong = f"has no end token, or more tokens than the {rows} of the model"
+    if end is None or not tokenizer.is_fast or max(end + 1, tokenizer.vocab_size) > rows:
+        wrong = f"has no end token, no fast code, or more tokens than the {rows} of the model"
         raise ModelError(f"the tokenizer of {profile.model!r} {wrong}: take one that fits")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    tokenizer.chat_template = None  # prompting.build_prompt is another, and is what is trained
     return tokenizer
 
 
@@ -131,7 +131,6 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
 
 def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
-
     transformers 5.5 and later quantize only layers of exactly this class, and do not say so.
     `FalconLinear` is a subclass with its own spelling of x @ W.T: the model computes the same."""
     return patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
@@ -139,7 +138,6 @@ def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
 
 def load_base(profile: Profile, device: str | None = None, cache: str | Path | None = None):
     """The profile's base in 4-bit (NF4, double quantization), proven to be so, in eval mode.
-
     `device`: default the profile's. `cache`: a folder that keeps the 4-bit model, so that it is
     quantized once. ModelError (missing, damaged, incomplete, no room) or NotQuantizedError."""
     source, config, what = profile.model_path, load_config(profile), "the weights"
@@ -261,9 +259,7 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     """Freeze the base, turn its unquantized rest to float32, and put fresh LoRA adapters (B = 0, A
     drawn from `seed`) on the profile's target modules: for ALL_LINEAR, of any model, all linear
     layers but the head. TutorialError for a name it lacks; `options` go to peft's LoraConfig."""
-    kinds = tuple(memory.linear_shapes(model.config))
-    asked = kinds if profile.target_modules == ALL_LINEAR else profile.target_modules
-    targets = [memory.one_of("target module", name, kinds) for name in asked]
+    targets = memory.targets(model.config, profile.target_modules)
     model = prepare_model_for_kbit_training(
         model,
         use_gradient_checkpointing=profile.activation_checkpointing,

@@ -21,11 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.environment import ROOT, exit_status, whole_number
 from helpers.errors import ModelError, TutorialError
-from helpers.profiles import FALCON_7B, PROFILES, Profile
+from helpers.profiles import ALL_LINEAR, FALCON_7B, PROFILES, Profile
 
 KNOWN_CONFIGS = json.loads((ROOT / "data/falcon-configs/models.json").read_text())
-CARDS = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/cards.csv").open())}
-RATES = {row["card"]: row for row in csv.DictReader((ROOT / "data/measured/rates.csv").open())}
+FILES = [(ROOT / f"data/measured/{name}.csv").read_text("utf-8") for name in ("cards", "rates")]
+CARDS, RATES = ({row["card"]: row for row in csv.DictReader(t.splitlines())} for t in FILES)
 GPUS = {card: int(float(row["gib"]) * 2**30) for card, row in CARDS.items()}
 OLD_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 OLD_NAMES |= {"n_head_kv": "num_kv_heads"}  # in Falcon's configs before transformers knew it
@@ -74,12 +74,11 @@ def capacity(gpu: str) -> int:
 
 def known_config(model: str) -> Config:
     """A known model's config, or that of a folder or config.json; Falcon's old names are read too.
-
     ModelError unless transformers builds a causal language model of it, without remote code."""
     path = ROOT / KNOWN_CONFIGS[model] if model in KNOWN_CONFIGS else Path(model)
     try:
         file = path / "config.json" if path.is_dir() else path
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
         if entries["model_type"] in ("RefinedWeb", "RefinedWebModel", "falcon"):
             entries = {OLD_NAMES.get(name, name): value for name, value in entries.items()}
             entries.setdefault("new_decoder_architecture", "num_kv_heads" in entries)
@@ -88,7 +87,7 @@ def known_config(model: str) -> Config:
         if not skeleton(config).layers:
             raise ValueError("it has no layers")
     except Exception as error:  # each model's code refuses in its own way
-        wrong = f"{model!r} is no config of a causal language model ({type(error).__name__})"
+        wrong = f"{model!r} is no config of a causal language model ({error!r:.200})"
         ways = f"a config.json, a folder that holds one, or one of {', '.join(KNOWN_CONFIGS)}"
         raise ModelError(f"{wrong}: give {ways}") from error
     return config
@@ -142,10 +141,17 @@ def count_parameters(config: Config) -> dict[str, int]:
     return parts
 
 
+def targets(config: Config, names: Sequence[str]) -> list[str]:
+    """The kinds of linear layers named, for ALL_LINEAR all; TutorialError for one it lacks."""
+    kinds = list(linear_shapes(config))
+    every = names in (ALL_LINEAR, "all-linear")
+    return kinds if every else [one_of("target module", name, kinds) for name in names]
+
+
 def adapter_tensors(config: Config, r: int, target_modules: Sequence[str]) -> list[int]:
     """Elements of LoRA's A (r x in) and B (out x r) on every targeted layer."""
-    layers = skeleton(config).layers.items()
-    targeted = [shape for name, shape in layers if name.rpartition(".")[2] in target_modules]
+    layers, kinds = skeleton(config).layers.items(), targets(config, target_modules)
+    targeted = [shape for name, shape in layers if name.rpartition(".")[2] in kinds]
     return [r * side for shape in targeted for side in shape]
 
 
@@ -177,7 +183,6 @@ def optimizer_bytes(
     tensors: Sequence[int], optimizer: str, width: int, embeddings: Sequence[int] = ()
 ) -> int:
     """Bytes of the optimizer's state for tensors of so many elements, `width` bytes each.
-
     torch's AdamW: two moments in the parameter's dtype and a float32 step a tensor. bitsandbytes:
     float32 moments, or 8-bit codes with a float32 absmax for each 256; tensors under 4096 elements
     and `embeddings` (so Trainer asks) stay float32, and the two code maps exist once."""
@@ -198,7 +203,7 @@ class Activations:
         self.config, self.profile, self.shapes = config, profile, linear_shapes(config)
         self.falcon, self.eager = config.model_type == "falcon", attention == "eager"
         self.alibi, self.full = self.falcon and config.alibi, method == "full"
-        self.trained = set(self.shapes if self.full else profile.target_modules)
+        self.trained = set(self.shapes if self.full else targets(config, profile.target_modules))
         self.queries = self.shapes["dense" if self.falcon else "o_proj"][1]
         # bytes an element of what is computed under Trainer's autocast, of the residual stream,
         # which is float32 after kbit preparation, and of a norm: float32, and what RMS norms scale
@@ -315,8 +320,6 @@ def plan(config: Config, profile: Profile, method="qlora", attention="sdpa") -> 
     one_of("method", method, METHODS)
     one_of("attention implementation", attention, ATTENTIONS)
     one_of("optimizer", profile.optimizer, OPTIMIZERS)
-    for name in profile.target_modules:
-        one_of("target module", name, tuple(linear_shapes(config)))
     compute, held = profile.dtype.itemsize, stored(config, profile, method)
     kept, backward = Activations(config, profile, method, attention).model()
     logits = 3 * 4 * profile.micro_batch * profile.max_length * config.vocab_size
@@ -381,7 +384,7 @@ def table(config: Config, profile: Profile, gpu: str, attention: str = "sdpa") -
         last["largest batch"] = batches
     rows = {part: [f"{column[part] / 1e9:.3f}" for column in columns] for part in columns[0]}
     rows = {"GB, predicted": METHODS} | rows | last
-    return "\n".join(f"{name:<15}" + "".join(f"{x:>9}" for x in row) for name, row in rows.items())
+    return "\n".join(f"{name:<15}" + "".join(f" {x:>8}" for x in row) for name, row in rows.items())
 
 
 def time_of(gpu: str, examples: int, length: int) -> str:
@@ -414,7 +417,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         config = known_config(args.model)
-        changes["target_modules"] = tuple(linear_shapes(config))
         profile = gpu_profile(args.model, args.gpu, args.batch, args.length, **changes)
         text = table(config, profile, args.gpu, args.attention)
         size = sum(count_parameters(config).values())

@@ -20,7 +20,7 @@ MAY_BE_ZERO = ("gpu_bytes", "warmup_steps")  # all other whole numbers are at le
 
 @dataclass(frozen=True)
 class Profile:
-    """One way to run the series, in tokens and examples. TutorialError for what cannot train."""
+    """One way to run the series, in tokens and examples. TutorialError for a value of no use."""
 
     name: str
     model: str  # hub id, or a folder of this repository
@@ -69,7 +69,7 @@ class Profile:
     @property
     def model_path(self) -> str:
         """What `from_pretrained` takes: a model of this repository by its absolute folder."""
-        folder = ROOT / self.model
+        folder = ROOT / os.path.expanduser(self.model)
         return str(folder) if folder.is_dir() else self.model
 
     def settings(self, seed: int) -> dict:

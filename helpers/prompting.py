@@ -47,7 +47,7 @@ def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[
     if len(too_long) == len(lengths):
         wrong = f"all {len(lengths)} {name} examples are longer than max_length={max_length} tokens"
         wrong += f" (the shortest has {min(lengths, default=0)})"
-        raise DataError(f"{wrong}: shorten them, or take a larger profile")
+        raise DataError(f"{wrong}: shorten them, take a larger profile, or another seed")
     return Dataset(pa.concat_tables(tables), fingerprint=os.urandom(8).hex()), too_long
 
 

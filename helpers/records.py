@@ -126,8 +126,8 @@ def read_records(
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
     if not len(table):
-        first = f"; the first of {len(bad)} is {': '.join(bad[0])}" if bad else ""
-        raise DataError(f"{name} holds no row that can be used{first}: give at least one")
+        [(most, n)] = Counter(row.kind for row in bad).most_common(1) or [("it is empty", 0)]
+        raise DataError(f"{name} holds no row of use, {n} of {len(bad)} since {most}: give one")
     if dropped is not None:
         dropped += bad
     line = "; ".join([line, *(f"{count} {note}" for note, count in notes.items() if count)])
@@ -149,6 +149,7 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         wanted = " and ".join(map(repr, missing)) or "known layout"
         found = f"{name} has no {wanted} among its columns {', '.join(map(repr, columns))[:300]}"
         advice = "name its columns (--prompt-column, --answer-column; PROMPT_COLUMN, ANSWER_COLUMN)"
+        advice = "save it as UTF-8" if BROKEN.search("".join(columns)) else advice
         raise DataError(f"{found}: {advice}")
     if not answer_column and prompts[1:]:
         raise DataError("several prompt columns need an answer: name it with --answer-column")
@@ -387,7 +388,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     stated = re.match('(?i)"?sep=(.)', head)
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
     names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
-    mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
+    mark = stated[1] if stated else max("\x1f\t;|,", key=names.count)  # \x1f: cuts nothing
     quoted = rf'(?m){re.escape(mark)} "[^,;|"\s][^"\n]*" *([\t,;|]|\r?$)'  # behind a space
     spaced = f"{mark} " in names or bool(re.search(quoted, start))
     text.seek(0)

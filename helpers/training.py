@@ -33,7 +33,6 @@ from helpers.profiles import Profile
 
 def share(profile: Profile, size: int) -> Profile:
     """The profile of one of `size` processes, so that together they take the same examples a step.
-
     Accumulation is shared first, at no cost, then the micro-batch; TutorialError if uneven."""
     shared = math.gcd(profile.accumulation, size)
     micro_batch, rest = divmod(profile.micro_batch, size // shared)
@@ -112,7 +111,8 @@ def fine_tune(
             if planned != steps:
                 state.print(f"its learning rate was to reach 0 at step {planned}: now it jumps")
         elif resume or checkpoints.found_in(folder):
-            state.print(f"{'no sound' if resume else 'deleting former'} checkpoint: starting anew")
+            gone = "former checkpoints go, then the adapter (--output keeps them apart)"
+            state.print(f"{'no sound checkpoint' if resume else gone}: starting anew")
         if leads and not newest:
             checkpoints.remove_all(folder)
         state.wait_for_everyone()
@@ -311,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--resume", action="store_true", help="go on from the newest sound checkpoint")
     add("--data", help="a file or a hub data set, in place of the tickets")
     add("--prompt-column", action="append", help="of --data; may be given several times")
-    add("--answer-column", help="of --data")
+    add("--answer-column", help="of --data; one column")
     add("--split", default="train", help="of a hub data set or JSON; default train")
     add("--config", help="of a hub data set")
     add("--drop-bad-rows", action="store_true", help="leave out rows that cannot be used")
@@ -328,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         if args.write_recipe is not None:
-            write_recipe(args.write_recipe)
+            write_recipe(os.path.expanduser(args.write_recipe))
             return
         fields = {"max_steps", "save_steps", "learning_rate"} & changed
         profile = profiles.resolve(args.profile)
