@@ -1,10 +1,9 @@
 """The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
 
 `python data/study/bases.py FOLDER ...`, 20 minutes on two cores for each model that `make pretrain`
-wrote (ARGS="--seed 1 --output FOLDER"), appends to base-1.csv, called by that seed. Columns as in
-study.csv; whoever stops the command goes on with the same one."""
+wrote (ARGS="--seed 1 --output FOLDER"), appends to base-NAME.csv, called by the folder. Columns as
+in study.csv; whoever stops the command goes on with the same one."""
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -42,9 +41,9 @@ def planned(stored: pd.DataFrame) -> list[Run]:
     return every
 
 
-def file(seed: int) -> Path:
-    """Where the runs of the base are whose pretraining had this seed."""
-    return study.FILE.with_name(f"base-{seed}.csv")
+def file(name: int | str) -> Path:
+    """Where the runs of the base are that is called so."""
+    return study.FILE.with_name(f"base-{name}.csv")
 
 
 def measured_on(folder: str, run: Run) -> dict:
@@ -55,8 +54,7 @@ def measured_on(folder: str, run: Run) -> dict:
 
 def work(folder: str) -> None:
     """All runs of the model in `folder` that its file lacks."""
-    seed = json.loads(Path(folder, "pretraining.json").read_text())["seed"]
-    path = file(seed)
+    path = file(Path(folder).resolve().name)
     while True:  # the grid says what comes after it
         stored = build.read(path)
         done = set(study.runs(stored))

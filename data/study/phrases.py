@@ -64,17 +64,15 @@ def measured_on(folder: str, run: Run) -> dict:
 
 def work(folder: str) -> None:
     """Make all runs of the model in `folder`; its lines of FILE, in the order of `planned`."""
-    base = json.loads(Path(folder, "pretraining.json").read_text())["seed"]
-    runs = planned()
-    measure = partial(measured_on, str(Path(folder).resolve()))
+    base, runs = Path(folder).resolve(), planned()
+    measure = partial(measured_on, str(base))
     table = pd.DataFrame(build.measure_all(runs, None, measure))
     keys = ["method", "format", "learning_rate", "seed"]
     table = pd.DataFrame([asdict(run) for run in runs])[keys].merge(table, on=keys)
-    table.insert(0, "base", base)
+    table.insert(0, "base", base.name)
     stored = pd.read_csv(FILE) if FILE.exists() else table[:0]
-    both = pd.concat([stored[stored["base"] != base], table])
-    both = both.sort_values("base", kind="stable")
-    environment.write_text(FILE, both.to_csv(index=False))
+    table = pd.concat([stored[stored["base"] != base.name], table])
+    environment.write_text(FILE, table.to_csv(index=False))
 
 
 if __name__ == "__main__":
