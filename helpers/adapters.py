@@ -115,9 +115,9 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     limit = min(int(found[1]) if found else 256, most // 2)  # a README from elsewhere says anything
 
     def problem(message: str) -> str:
-        special = (*tokenizer.all_special_tokens, "\0", "\ufffd")  # these two: not UTF-8
+        special = (*tokenizer.all_special_tokens, "\0", "\ufffd")  # of another encoding
         if found := [token for token in special if token in message]:
-            return f"the message contains {found[0]!r}, a special token or no UTF-8: leave it out"
+            return f"the message contains {found[0]!r}, a special token or broken text: drop it"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""

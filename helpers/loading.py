@@ -35,7 +35,8 @@ ADVICE = {  # what an error says: what to do
     "PermissionError": "ask the owner of the files for the right to read them",
     "is quantized": "take the model that is not quantized",
     "No space left": "make room on the disk, or set HF_HOME to a folder on another one",
-    "emory": MEMORY_RAN_OUT,  # MemoryError, can't allocate memory
+    "MemoryError": MEMORY_RAN_OUT,
+    "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
     "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
@@ -87,7 +88,8 @@ def load_tokenizer(profile: Profile):
     with fetching("the tokenizer", profile) as options:
         tokenizer = AutoTokenizer.from_pretrained(profile.model_path, **options)
     end, rows = tokenizer.eos_token_id, load_config(profile).get_text_config().vocab_size
-    if end is None or not tokenizer.is_fast or max(end + 1, tokenizer.vocab_size) > rows:
+    fast = end is not None and getattr(tokenizer, "is_fast", False)
+    if not fast or max(end + 1, tokenizer.vocab_size) > rows:
         wrong = f"has no end token, no fast code, or more tokens than the {rows} of the model"
         raise ModelError(f"the tokenizer of {profile.model!r} {wrong}: take one that fits")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"

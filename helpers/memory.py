@@ -87,7 +87,7 @@ def known_config(model: str) -> Config:
         if not skeleton(config).layers:
             raise ValueError("it has no layers")
     except Exception as error:  # each model's code refuses in its own way
-        wrong = f"{model!r} is no config of a causal language model ({error!r:.200})"
+        wrong = f"{model!r} is no config of a causal language model ({error!r:.150})"
         ways = f"a config.json, a folder that holds one, or one of {', '.join(KNOWN_CONFIGS)}"
         raise ModelError(f"{wrong}: give {ways}") from error
     return config
@@ -144,7 +144,7 @@ def count_parameters(config: Config) -> dict[str, int]:
 def targets(config: Config, names: Sequence[str]) -> list[str]:
     """The kinds of linear layers named, for ALL_LINEAR all; TutorialError for one it lacks."""
     kinds = list(linear_shapes(config))
-    every = names in (ALL_LINEAR, "all-linear")
+    every = names == "all-linear" or tuple(names) == ALL_LINEAR
     return kinds if every else [one_of("target module", name, kinds) for name in names]
 
 
@@ -214,7 +214,6 @@ class Activations:
 
     def attention(self) -> tuple[int, int]:
         """A token's bytes in one layer's attention, from q, k, v to what the last projection reads.
-
         Fused attention keeps q, k, v, its output, one number a row and the mask. Eager attention,
         and fused attention with a single key head, which falls back to plain float32 arithmetic,
         keep the probabilities; backward makes their gradient and that of the scores: three copies,
@@ -309,7 +308,6 @@ def stored(config: Config, profile: Profile, method: str) -> dict[str, int]:
 
 def plan(config: Config, profile: Profile, method="qlora", attention="sdpa") -> MemoryPlan:
     """What training `profile` on a model of this config will take, in bytes.
-
     `method`: "qlora" (NF4 with double quantization, prepared for kbit training: the rest in
     float32), "lora" (the base in the compute dtype) or "full" (weights and gradients in the compute
     dtype). Adapters are float32, peft's default. Two phases exclude each other: logits three times

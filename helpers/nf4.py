@@ -33,7 +33,6 @@ NF4_CODEBOOK, DYNAMIC_MAP = _nf4_codebook(), _dynamic_map()
 
 def quantize_nf4(w: torch.Tensor, block_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """NF4 codes of `w`, two a byte (the first in the high half), and the absmax of each block.
-
     Flat, uint8 and float32. Whole blocks are multiplied by 1 / absmax, an incomplete last block is
     divided, absmax counts as 1e-38 or more: that decides ties. ValueError if `w` is not finite."""
     flat, n = w.detach().reshape(-1).float(), w.numel()

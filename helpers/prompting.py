@@ -24,7 +24,6 @@ def build_prompt(prompt: str) -> str:
 def encode(records: Dataset, tokenizer, max_length: int, name="given") -> tuple[Dataset, list[int]]:
     """(encoded, rows left out): `input_ids` of each record's prompt, answer and end token, `labels`
     the same with the prompt ignored; rows over `max_length` tokens are named by their index.
-
     Without the end token a model never learns to stop, and a cut-off example would teach an answer
     without its end. DataError if none remains."""
     backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id

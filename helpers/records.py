@@ -126,8 +126,10 @@ def read_records(
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
     if not len(table):
-        [(most, n)] = Counter(row.kind for row in bad).most_common(1) or [("it is empty", 0)]
-        raise DataError(f"{name} holds no row of use, {n} of {len(bad)} since {most}: give one")
+        kinds = Counter(row.kind for row in bad)
+        most = max(bad, key=lambda row: kinds[row.kind], default=())
+        first = f"; such as {': '.join(most)} ({kinds[most.kind]} of {len(bad)})" if bad else ""
+        raise DataError(f"{name} holds no row that can be used{first}: give at least one")
     if dropped is not None:
         dropped += bad
     line = "; ".join([line, *(f"{count} {note}" for note, count in notes.items() if count)])
@@ -388,7 +390,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     stated = re.match('(?i)"?sep=(.)', head)
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
     names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
-    mark = stated[1] if stated else max("\x1f\t;|,", key=names.count)  # \x1f: cuts nothing
+    mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
     quoted = rf'(?m){re.escape(mark)} "[^,;|"\s][^"\n]*" *([\t,;|]|\r?$)'  # behind a space
     spaced = f"{mark} " in names or bool(re.search(quoted, start))
     text.seek(0)

@@ -110,7 +110,7 @@ def fine_tune(
             planned = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
             if planned != steps:
                 state.print(f"its learning rate was to reach 0 at step {planned}: now it jumps")
-        elif resume or checkpoints.found_in(folder):
+        elif resume or checkpoints.found_in(folder) or Path(output, "adapter").exists():
             gone = "former checkpoints go, then the adapter (--output keeps them apart)"
             state.print(f"{'no sound checkpoint' if resume else gone}: starting anew")
         if leads and not newest:

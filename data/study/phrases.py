@@ -1,8 +1,8 @@
 """Which new wordings are answered wrongly? 25 runs of each base, counted by phrase of urgency.
 
-`python data/study/phrases.py FOLDER ...`, a quarter of an hour on two cores for each base, that of
-study.csv (data/tiny-falcon) or one of bases.py, writes phrases.csv: a line a run, with its wrong
-answers to the messages of each phrase ("none": those without one)."""
+`python data/study/phrases.py [FOLDER ...]`, seven minutes on two cores for each base, that of
+study.csv (data/tiny-falcon, the default) or one of bases.py, writes phrases.csv: a line a run, with
+its wrong answers to the messages of each phrase ("none": those without one)."""
 
 import json
 import sys
@@ -76,4 +76,4 @@ def work(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(environment.exit_status(lambda: [*map(work, sys.argv[1:])]))
+    sys.exit(environment.exit_status(lambda: [*map(work, sys.argv[1:] or [study.TINY.model_path])]))
