@@ -307,9 +307,12 @@ def test_a_merge_that_nothing_could_read_is_not_written(tmp_path, tokenizer):
     config = GPT2Config(n_embd=64, n_head=2, n_layer=1, vocab_size=len(tokenizer))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "chat_template.jinja").write_text("{{ messages }}")  # not trained: goes
     profile = dataclasses.replace(TINY, model=str(tmp_path / "gpt2"), target_modules=("c_attn",))
     model = loading.attach_lora(loading.load_base(profile), profile)
-    folder = loading.save_adapter(model, tmp_path / "adapter", profile, RECORD, tokenizer)
+    words = loading.load_tokenizer(profile)
+    folder = loading.save_adapter(model, tmp_path / "adapter", profile, RECORD, words)
+    assert not list(folder.glob("*.jinja"))
     with pytest.raises(AdapterError, match="could not read .* merged: use it beside its base"):
         adapters.merge(str(folder), str(tmp_path / "merged"), profile, torch.float32)
     assert not (tmp_path / "merged").exists()
@@ -351,12 +354,13 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     process = python(*command, input=text, text=False, timeout=300)
     assert process.returncode == 0, process.stderr
     answers = process.stdout.decode().split("\n")[:-1]
-    assert len(answers) == 6 and answers[2] == answers[4] == ""  # blank lines are no messages
+    assert len(answers) == 6 and answers[2] == answers[4] == answers[5] == ""  # blanks are none
     errors = [x for x in process.stderr.decode().splitlines() if x.startswith("DataError")]
-    assert len(errors) == 2 and "special token" in errors[0] and "shorten it" in errors[1]
+    assert len(errors) == 3 and "special token" in errors[0] and "shorten it" in errors[1]
+    assert "'\ufffd', a special token or broken text" in errors[2]
     model = adapters.load_adapter(loading.load_base(TINY), folders["a"], TINY)
-    limit = RECORD["max_new_tokens"]  # of the README beside the adapter
     assert 0 < process.stderr.decode().count("is cut off at") < len(answers)
+    limit = RECORD["max_new_tokens"]
     own = prompting.generate(model, tokenizer, prompts[:2], limit, 100, progress=False)
     assert ["\\n".join(answer.splitlines()) for answer in own] == answers[:2]
     closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, *map(str, command)]

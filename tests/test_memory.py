@@ -92,8 +92,7 @@ def quantized(config, dtype, folder):
 
 def ready(config, method, folder, attention="sdpa", **fields):
     """(profile, model ready to train): 4-bit and prepared, 16-bit with adapters, or plain."""
-    kinds = tuple(memory.linear_shapes(config))
-    profile = dataclasses.replace(TINY, lora_r=4, target_modules=kinds, **fields)
+    profile = dataclasses.replace(TINY, lora_r=4, **fields)  # ALL_LINEAR: of any family
     torch.manual_seed(0)
     if method == "qlora":
         model = quantized(config, profile.dtype, folder)
@@ -104,7 +103,7 @@ def ready(config, method, folder, attention="sdpa", **fields):
     if profile.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if method != "full":
-        model = get_peft_model(model, LoraConfig(r=4, target_modules=list(kinds)))
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=[*memory.linear_shapes(config)]))
     return profile, model.train()
 
 
@@ -316,10 +315,6 @@ def test_command_says_what_is_wrong_with_a_model(text, tmp_path, capsys):
 def test_wrong_names_are_refused_with_the_choices(capsys):
     assert memory.main(["--gpu", "T5"]) == 1
     assert re.match("TutorialError: .* choose one of .*T4", capsys.readouterr().err)
-    for wrong in (["--optimizer", "adam"], ["--attention", "flash"]):  # of any family
-        with pytest.raises(SystemExit, match="2"):
-            memory.main(wrong)
-        assert "(choose from" in capsys.readouterr().err
     tiny = memory.known_config("data/tiny-falcon")
     wrong = dataclasses.replace(TINY, target_modules=("q_proj",))
     for use, model in ((memory.plan, tiny), (loading.attach_lora, loading.load_base(TINY))):

@@ -123,6 +123,7 @@ WHOLE_FILE = [
     ("cut.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:30], "cut.jsonl.gz cannot be read"),
     ("sheet.xlsx", b"PK", "sheet.xlsx' .* ends otherwise: name a file ending in .jsonl"),
     ("columns.csv", b"ask,reply\na,b\n", "no known layout among its columns 'ask', 'reply'"),
+    ("latin.csv", b"Frage;L\xf6sung\na;b\n", "known layout among its columns .*: save it as UTF-8"),
     ("unquoted.csv", b"prompt,answer\na, b, c\n", "line 2: 3 fields where the header has 2"),
     ("head.csv", b'"a"b,answer\n"a"b,c\n', "head.csv, line 1: not CSV"),
     ("two.json", b'{"en": [{"q": "a"}], "de": [{"q": "b"}]}', r"no split 'train': .*'en', 'de'\]"),
