@@ -103,7 +103,7 @@ def ready(config, method, folder, attention="sdpa", **fields):
     if profile.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if method != "full":
-        model = get_peft_model(model, LoraConfig(r=4, target_modules=[*memory.linear_shapes(config)]))
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     return profile, model.train()
 
 
