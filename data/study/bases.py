@@ -1,7 +1,7 @@
 """The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
 
 `python data/study/bases.py FOLDER ...`, 20 minutes on two cores for each model that `make pretrain`
-wrote (ARGS="--seed 1 --output FOLDER"), appends to base-NAME.csv, called by the folder. Columns as
+wrote (ARGS="--seed 1 --output base-1"), appends to the CSV that is called as the folder. Columns as
 in study.csv; whoever stops the command goes on with the same one."""
 
 import sys
@@ -41,9 +41,9 @@ def planned(stored: pd.DataFrame) -> list[Run]:
     return every
 
 
-def file(name: int | str) -> Path:
-    """Where the runs of the base are that is called so."""
-    return study.FILE.with_name(f"base-{name}.csv")
+def file(number: int) -> Path:
+    """Where the runs of a base are."""
+    return study.FILE.with_name(f"base-{number}.csv")
 
 
 def measured_on(folder: str, run: Run) -> dict:
@@ -54,7 +54,7 @@ def measured_on(folder: str, run: Run) -> dict:
 
 def work(folder: str) -> None:
     """All runs of the model in `folder` that its file lacks."""
-    path = file(Path(folder).resolve().name)
+    path = study.FILE.with_name(f"{Path(folder).resolve().name}.csv")
     while True:  # the grid says what comes after it
         stored = build.read(path)
         done = set(study.runs(stored))
