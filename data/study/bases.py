@@ -1,9 +1,10 @@
 """The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
 
 `python data/study/bases.py FOLDER ...`, 20 minutes on two cores for each model that `make pretrain`
-wrote (ARGS="--seed 1 --output base-1"), appends to the CSV that is called as the folder. Columns as
+wrote (ARGS="--seed 3 --output base-4"), appends to the CSV that is called as the folder. Columns as
 in study.csv; whoever stops the command goes on with the same one."""
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import pandas as pd
 from data.study import build, plan, study
 from data.study.study import Run
 from helpers import environment
+from helpers.errors import DataError
 
 WAYS = (*plan.FULL, *(way for way in plan.LORA if way["format"] in ("bf16", "nf4+dq", "fp4")))
 
@@ -54,7 +56,10 @@ def measured_on(folder: str, run: Run) -> dict:
 
 def work(folder: str) -> None:
     """All runs of the model in `folder` that its file lacks."""
-    path = study.FILE.with_name(f"{Path(folder).resolve().name}.csv")
+    name = Path(folder).resolve().name
+    if not re.fullmatch(r"base-\d+", name):
+        raise DataError(f"{name!r} is the name of no base: call its folder base-4 or the like")
+    path = study.FILE.with_name(f"{name}.csv")
     while True:  # the grid says what comes after it
         stored = build.read(path)
         done = set(study.runs(stored))
