@@ -373,7 +373,7 @@ def test_typed_messages_are_streamed(folders):
     command = [sys.executable, "-m", "helpers.adapters", "ask", str(folders["a"])]
     pipes = {"stdin": child, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
     process = subprocess.Popen(command, **pipes)
-    os.write(main, b"Where is my caf\xe9 pot?\n\x04")
+    os.write(main, "Where is my café pot?\n\x04".encode())
     out, err = process.communicate(timeout=300)
     os.close(main), os.close(child)
     assert process.returncode == 0, err
