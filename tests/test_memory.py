@@ -315,11 +315,14 @@ def test_command_says_what_is_wrong_with_a_model(text, tmp_path, capsys):
 def test_wrong_names_are_refused_with_the_choices(capsys):
     assert memory.main(["--gpu", "T5"]) == 1
     assert re.match("TutorialError: .* choose one of .*T4", capsys.readouterr().err)
+    for wrong in (["--optimizer", "adam"], ["--attention", "flash"]):  # of any family
+        with pytest.raises(SystemExit, match="2"):
+            memory.main(wrong)
+        assert "(choose from" in capsys.readouterr().err
     tiny = memory.known_config("data/tiny-falcon")
-    wrong = dataclasses.replace(TINY, target_modules=("q_proj",))
     for use, model in ((memory.plan, tiny), (loading.attach_lora, loading.load_base(TINY))):
         with pytest.raises(TutorialError, match="'q_proj'.*query_key_value"):
-            use(model, wrong)
+            use(model, dataclasses.replace(TINY, target_modules=("q_proj",)))
     with pytest.raises(TutorialError, match="'dora'.*full, lora, qlora"):
         memory.plan(tiny, TINY, "dora")
     with pytest.raises(ModelError, match="'gpt2'.*falcon"):
