@@ -66,7 +66,6 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     setup = next(cell for cell in stored.cells if "setup" in cell.metadata.get("tags", []))
     setup.source, count = re.subn(r'^REPOSITORY = ".*"', address, setup.source, flags=re.M)
     assert count == 1
-    next(c for c in stored.cells if "\nSTEPS = " in c.source).source += "\nSTEPS = 100"  # of 300
     nbformat.write(stored, path)
     before = {entry.name for entry in site.iterdir()}
     hidden = ("QLORA_PROFILE", "QLORA_RUNS", "VIRTUAL_ENV", "PYTHONHOME", "MPLBACKEND")
@@ -99,4 +98,5 @@ def test_notebook_05_runs_alone_in_an_empty_folder(colab, published, tmp_path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     outputs = json.dumps([cell.outputs for cell in cells])
     assert "place         Colab" in outputs and str(tmp_path) not in outputs
-    assert float(re.search(r"exact_match +[01]\.\d+ +([01]\.\d+)", outputs)[1]) >= 0.97
+    rows = re.findall(r"exact_match +[01]\.\d+ +([01]\.\d+)", outputs)
+    assert rows and float(rows[0]) >= 0.97
