@@ -78,7 +78,7 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
                 raise ValueError(f"{key} is {entries.get(key)!r}")
         base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
-            same = "; if they are one model, write that name into adapter_config.json"
+            same = "; omit --profile, or if both are one model put its name in adapter_config.json"
             wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
             raise ValueError(f"{wrong} ({profile.revision}){same if base != profile.model else ''}")
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
@@ -117,7 +117,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     def problem(message: str) -> str:
         special = (*tokenizer.all_special_tokens, "\0", "\ufffd")  # of another encoding
         if found := [token for token in special if token in message]:
-            return f"the message contains {found[0]!r}, a special token or broken text: drop it"
+            return f"the message has {found[0]!r}, a special token or not UTF-8: correct it"
         tokens = len(tokenizer(prompting.build_prompt(message))["input_ids"])
         wrong = f"the message has {tokens:,} tokens in its template: shorten it to {most - limit:,}"
         return wrong if tokens > most - limit else ""
@@ -130,7 +130,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     else:
         sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, streamer=streamer)
-    messages = (line.strip() for line in lines if line.strip())
+    messages = (line.strip().replace("\\n", "\n") for line in lines if line.strip())
     with contextlib.suppress(EOFError):  # Ctrl-D
         while group := list(itertools.islice(messages, batch)):
             problems = {message: problem(message) for message in group}
@@ -178,8 +178,7 @@ def merge(folder: str, output: str, profile: Profile, dtype: torch.dtype, copies
         model = model.merge_and_unload()
     falcon = model.config.model_type == "falcon"
     if falcon and model.config.multi_query and not model.config.new_decoder_architecture:
-        # It has one key and value head. transformers ignores this number and writes that of all
-        # heads, which llama.cpp's converter believes
+        # transformers ignores this and writes the number of all heads, which llama.cpp believes
         model.config.num_kv_heads = 1
     if not torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         model.config.tie_word_embeddings = False
@@ -224,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m helpers.adapters", description="Use an adapter.")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
-    asking.description = "Blank lines are skipped; a line break in an answer is printed as \\n."
+    asking.description = "Blank lines are skipped; a line break in messages and answers is \\n."
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")
     exporting = commands.add_parser("export", help="write one GGUF file, for llama.cpp and Ollama")
     names = ", ".join(profiles.PROFILES)

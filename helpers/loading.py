@@ -38,7 +38,7 @@ ADVICE = {  # what an error says: what to do
     "MemoryError": MEMORY_RAN_OUT,
     "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
-    "AdapterError": "name the folder that save_adapter wrote, or train it again on this base",
+    "AdapterError": "name a run's folder `adapter`, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
     "": "check name (an adapter's config has that of its base), folder, network and HF_TOKEN",
 }
@@ -133,7 +133,7 @@ def quantization_config(profile: Profile) -> BitsAndBytesConfig:
 
 def falcon_made_of_plain_linear() -> contextlib.AbstractContextManager:
     """While active, Falcon models are built from `nn.Linear`, which every version quantizes.
-    transformers 5.5 and later quantize only layers of exactly this class, and do not say so.
+    transformers 5.5 and later quantize only layers of exactly this class, and raise no error.
     `FalconLinear` is a subclass with its own spelling of x @ W.T: the model computes the same."""
     return patch.object(modeling_falcon, "FalconLinear", torch.nn.Linear)
 
@@ -262,12 +262,9 @@ def attach_lora(model, profile: Profile, seed: int = 0, **options) -> PeftModel:
     drawn from `seed`) on the profile's target modules: for ALL_LINEAR, of any model, all linear
     layers but the head. TutorialError for a name it lacks; `options` go to peft's LoraConfig."""
     targets = memory.targets(model.config, profile.target_modules)
-    model = prepare_model_for_kbit_training(
-        model,
-        use_gradient_checkpointing=profile.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-    )
-    model.config.use_cache = not profile.activation_checkpointing
+    checkpointing = profile.activation_checkpointing
+    model = prepare_model_for_kbit_training(model, checkpointing, {"use_reentrant": False})
+    model.config.use_cache = not checkpointing
     transformers.set_seed(seed)
     config = LoraConfig(
         r=profile.lora_r,

@@ -420,7 +420,7 @@ def main(arguments: list[str] | None = None) -> int:
         size = sum(count_parameters(config).values())
         batch = f"batch {args.batch} x {args.length} tokens, {profile.compute_dtype}"
         print(f"{args.model}, {size:,} parameters; {batch}\n{text}")
-        print(time_of(args.gpu, args.examples, args.length))
+        print(f"{args.examples} examples, {time_of(args.gpu, args.examples, args.length)}")
 
     return exit_status(work)
 

@@ -13,9 +13,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = COLORS.split()
 def set_style() -> None:
     """One look for all figures: large type for phones, a dpi that keeps notebooks small."""
     plt.rc("figure", figsize=(7.0, 3.6), dpi=100)
-    plt.rc("savefig", bbox="tight")
-    plt.rc("font", size=12)
-    plt.rcParams.update({"lines.linewidth": 2.0, "legend.frameon": False, "grid.alpha": 0.25})
+    plt.rcParams.update({"savefig.bbox": "tight", "font.size": 12, "lines.linewidth": 2.0})
+    plt.rcParams.update({"legend.frameon": False, "grid.alpha": 0.25})
     plt.rc("axes", titlesize=13, titleweight="bold", titlelocation="left", grid=True)
     plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]))
     plt.rc("axes.spines", top=False, right=False)

@@ -199,7 +199,7 @@ def _pair(
         if found := [token for token in special if token in text]:
             raise DataError(f"the {name} holds the special token {found[0]!r}")
         if BROKEN.search(text):
-            raise DataError(f"the {name} is not UTF-8, as the file has to be")
+            raise DataError(f"the {name} is not UTF-8: save the file as that (Excel: CSV UTF-8)")
     if any(turn in f"\n{answer}" for turn in TURNS) or f"\n{prompt}".startswith(TURNS):
         raise DataError(f"{USER} or {ASSISTANT} begins the prompt, or a line of the answer")
     return {"prompt": prompt, "answer": answer}
@@ -256,7 +256,7 @@ def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tup
         raise DataError(f"{name} has {what} in message {len(roles) + 1}") from None
     first = int(roles[:1] == ["system"])  # where the user begins
     if len(roles) < 2 or roles[first:] != ["user", "assistant"] * (len(roles) // 2):
-        wanted = "let user and assistant take turns, or name the answer's column"
+        wanted = "let a user begin, turns alternate, an assistant end, or name the answer's column"
         raise DataError(f"{name} has the roles {roles[first:][:6]}: {wanted}")
     if any(marker in f"\n{text}" for text in texts for marker in TURNS):
         raise DataError(f"{name} holds {' or '.join(map(repr, TURNS))} inside a message")
@@ -425,7 +425,7 @@ def _document(name: str, file: BinaryIO, split: str) -> list:
     data = file.read()
     rows = _parse(data) if data.strip() else []
     if isinstance(rows, str):
-        raise DataError(f"{name} is {rows}; give a list of objects, or one object a line")
+        raise DataError(f"{name} is {rows}; give objects, one a line or a list; call a table .csv")
     tables = {}
     if isinstance(rows, dict):
         keys = [tuple(column) if isinstance(column, dict) else () for column in rows.values()]

@@ -150,6 +150,15 @@ def fine_tune(
     }
 
 
+def refuse_to_lose(folder: Path) -> None:
+    """TutorialError if the newest sound checkpoint in `folder` is of an unfinished run."""
+    for newest in [*filter(checkpoints.is_sound, checkpoints.found_in(folder))][-1:]:
+        steps = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
+        if checkpoints.step_of(newest) < steps:
+            advice = "go on with --resume, name another --output, or delete it"
+            raise TutorialError(f"{newest} is of a run of {steps} steps: {advice}")
+
+
 def save(
     model, tokenizer, profile: Profile, seed: int, proof, training: dict, output: Path, **more
 ) -> dict:
@@ -211,9 +220,8 @@ def run(
     processes all train; the first alone scores and writes, the others return None."""
     state = PartialState(cpu=profile.device == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        wrong = "helpers.training keeps the whole model in every process and was started with FSDP"
-        advice = "leave --use_fsdp out; notebook 08 shows how one model is spread"
-        raise TutorialError(f"{wrong}: {advice}")
+        wrong = "with FSDP helpers.training would keep the whole model in every process"
+        raise TutorialError(f"{wrong}: leave --use_fsdp out, and see notebook 08")
     mine = share(profile, state.num_processes)
     output = Path(os.path.expanduser(output or environment.runs_folder() / profile.name))
     environment.check_writable(output / "checkpoints")
@@ -226,7 +234,7 @@ def run(
         profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
         if count < batch:
-            raise DataError(f"a step takes {batch} examples and train has {count}: add data")
+            raise DataError(f"a step takes {batch} examples and train has {count}: add some or cut")
         state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         epochs = f"{batch * profile.max_steps / count:.2g}"
@@ -234,13 +242,14 @@ def run(
         if resume:  # another run's checkpoint is told before the base is loaded
             identity = checkpoints.run_identity(profile, encoded["train"], seed)
             checkpoints.newest_checkpoint(output / "checkpoints", identity, profile.max_steps)
+        else:
+            refuse_to_lose(output / "checkpoints")
         with state.main_process_first() if cache else contextlib.nullcontext():  # it alone can save
             model = loading.load_base(profile, str(state.device), cache)
         proof, fingerprint = loading.prove_4bit(model), loading.base_fingerprint(model)
-        state.print(
-            f"{profile.model} in 4-bit: {proof.linear4bit_modules} Linear4bit layers, "
-            f"{proof.footprint_bytes:,} bytes (predicted {proof.footprint_expected_bytes:,})"
-        )
+        layers, found, predicted = proof
+        size = f"{layers} Linear4bit layers, {found:,} bytes (predicted {predicted:,})"
+        state.print(f"{profile.model} in 4-bit: {size}")
         model = loading.attach_lora(model, profile, seed)  # B = 0: the function is still the base's
         scores = dict.fromkeys(("before", "perplexity_before", "after", "after_reworded"))
         scoring, limit = scoring and leads, profile.max_new_tokens
@@ -279,8 +288,7 @@ def run(
 def write_recipe(path: str) -> None:
     """Write notebook 05's cells tagged `recipe` as one script; its data are the tickets, its model
     the tiny Falcon where there is no GPU, until its form says otherwise."""
-    notebook = ROOT / "notebooks" / "05_finetune_falcon_7b.ipynb"
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "notebooks/05_finetune_falcon_7b.ipynb").read_text("utf-8"))["cells"]
     tagged = [cell for cell in cells if "recipe" in cell["metadata"].get("tags", ())]
     form, *others = ["".join(cell["source"]) for cell in tagged]
     unread = r"(?m)^(PROFILE|DROP_BAD_ROWS|RESUME|DRIVE|PUSH) = .*\n?|  # @param.*"
@@ -303,8 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     names, add = ", ".join(profiles.PROFILES), parser.add_argument
     add("--profile", default="tiny", help=f"auto or one of {names}; default tiny")
     add("--seed", type=whole_number(0, 2**32 - 1), default=0)
-    steps = "optimizer steps; default the profile's"
-    add("--steps", dest="max_steps", metavar="STEPS", type=whole_number(), help=steps)
+    add("--steps", dest="max_steps", metavar="N", type=whole_number(), help="default the profile's")
     add("--learning-rate", type=float, help="default the profile's")
     add("--save-steps", type=whole_number(), help="between checkpoints; default the profile's")
     add("--output", help="folder for adapter and checkpoints; default runs/<profile>")
@@ -326,10 +333,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.data is None and changed & {*of_data, "drop_bad_rows"}:
         parser.error("columns, split, config and --drop-bad-rows are of --data: name it")
 
-    def work() -> None:
+    def work() -> object:
         if args.write_recipe is not None:
-            write_recipe(os.path.expanduser(args.write_recipe))
-            return
+            return write_recipe(os.path.expanduser(args.write_recipe))
         fields = {"max_steps", "save_steps", "learning_rate"} & changed
         profile = profiles.resolve(args.profile)
         profile = replace(profile, **{name: getattr(args, name) for name in fields})
@@ -342,10 +348,9 @@ def main(arguments: list[str] | None = None) -> int:
             least = profile.micro_batch * profile.accumulation
             splits, data = records.own_splits(rows, dropped, args.seed, least), Path(args.data).name
         more = {"scoring": not args.no_scoring, "cache": args.cache_4bit, "data": data}
-        run(profile, splits, args.seed, args.output, args.resume, **more)
+        return run(profile, splits, args.seed, args.output, args.resume, **more)
 
-    advice = "run again with --resume to go on from the newest checkpoint, if there is one"
-    return environment.exit_status(work, f"interrupted: {advice}")
+    return environment.exit_status(work, "interrupted: --resume goes on from a checkpoint, if any")
 
 
 if __name__ == "__main__":

@@ -346,8 +346,8 @@ def test_the_cards_snippet_gives_the_adapters_answer(folders, tokenizer, prompts
 
 
 def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
-    bad = "an end <|endoftext|> inside"
-    lines = [prompts[0], "", prompts[1], bad, "   ", prompts[2], "word " * 3000, "no newline \xe9"]
+    bad, two = "an end <|endoftext|> inside", prompts[1].replace(" ", "\n", 1)
+    lines = [prompts[0], "", repr(two)[1:-1], bad, "  ", prompts[2], "a " * 3000, "no newline \xe9"]
     text = b"\xef\xbb\xbf" + "\n".join(lines).encode("latin-1")  # a BOM; the last is no UTF-8
     command = ("-m", "helpers.adapters", "ask", folders["a"], "--batch", 3)
     process = python(*command, input=text, text=False, timeout=300)
@@ -356,10 +356,10 @@ def test_piped_messages_are_answered_line_by_line(folders, tokenizer, prompts):
     assert len(answers) == 6 and answers[2] == answers[4] == answers[5] == ""  # blanks are none
     errors = [x for x in process.stderr.decode().splitlines() if x.startswith("DataError")]
     assert len(errors) == 3 and "special token" in errors[0] and "shorten it" in errors[1]
-    assert "'\ufffd', a special token or broken text" in errors[2]
+    assert "'\ufffd', a special token or not UTF-8" in errors[2]
     model = adapters.load_adapter(loading.load_base(TINY), folders["a"], TINY)
     assert 0 < process.stderr.decode().count("is cut off at") < len(answers)
-    own = prompting.generate(model, tokenizer, prompts[:2], RECORD["max_new_tokens"], 100)
+    own = prompting.generate(model, tokenizer, [prompts[0], two], RECORD["max_new_tokens"], 100)
     assert ["\\n".join(answer.splitlines()) for answer in own] == answers[:2]
     closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, *map(str, command)]
     assert subprocess.run(closed, cwd=ROOT).returncode == 0

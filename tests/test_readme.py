@@ -93,15 +93,15 @@ def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
     assert "100 examples gave 99% of known phrases" in text
     assert all(98.5 <= share < 99.7 for share in found[100])
     gains = re.split("2,000 minus 200", printed(notebook("07")))[1]
-    gains = re.findall(r"(?:full|LoRA) .*([+-]\d+\.\d) ± (\d+\.\d)", gains)[:3]
+    gains = re.findall(r"(?:full|LoRA) .*([+-]\d+\.\d)±(\d+\.\d)", gains)[:3]
     assert [round(float(a) + float(b)) for a, b in gains] == [10, 8, 8]
     assert "8 to 10 points may have been missed" in text
 
 
 def test_the_answer_on_four_bits_is_what_notebook_07_printed():
-    equal = printed(notebook("07")).split("minus full 32 by the rule")[1:]
-    low, high = (re.search(r"all +(-.*?)  ", rate)[1] for rate in equal)
-    text = " ".join(README.split())
-    assert f"{low} over them (at 1e-3 {high})" in text and "1.0 to 1.5 points behind LoRA" in text
-    assert re.findall(r"base \d +([+-]\d\.\d) ± ", equal[0]) == ["-1.2", "-1.0", "-1.5", "+1.6"]
+    parts = re.split("lower +full 16|minus full 32 at 0.0001", printed(notebook("07")))[1:]
+    best, low, high = (re.search(r"\nall.*", part)[0].split() for part in parts)
+    text = " ".join(README.split()).replace(" ± ", "±")
+    assert f"{low[1]} over them (at 1e-3 {high[1]})" in text and f"fine-tuning: {best[3]}." in text
+    assert re.findall(r"\n\d +([+-]\d\.\d)±", parts[1]) == ["-1.2", "-1.0", "-1.5", "+1.6"]
     assert all("up to 31 points" in said for said in (text, notebook("07").read_text("utf-8")))

@@ -23,8 +23,9 @@ WAYS = (*plan.FULL, *(way for way in plan.LORA if way["format"] in ("bf16", "nf4
 
 
 def planned(stored: pd.DataFrame) -> list[Run]:
-    """The grid of WAYS; when all of it is stored, also five seeds at the rates it says: the chosen
-    one, that of the rule, the best for new wordings, and two at which LoRA and QLoRA are equal."""
+    """The grid of WAYS; when it is stored (but for LOWER), also five seeds at the rates it says:
+    the chosen one, the rule's, the best for new wordings, and two that LoRA and QLoRA share.
+    """
 
     def runs(name: str, way: dict, rates, seeds) -> list[Run]:
         settings = plan.complete(way)
@@ -33,7 +34,7 @@ def planned(stored: pd.DataFrame) -> list[Run]:
     every = []
     for way in WAYS:
         every += runs("grid", way, plan.grid_rates(stored, way), plan.GRID_SEEDS)
-    if not set(every) <= set(study.runs(stored)):
+    if not {run for run in every if run.learning_rate != plan.LOWER} <= set(study.runs(stored)):
         return every
     choices = plan.best_learning_rate, plan.lowest_solving_rate, plan.rate_for_new_wordings
     for way in WAYS:

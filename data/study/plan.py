@@ -9,7 +9,8 @@ from helpers.errors import DataError
 GRID_SEEDS = (100, 101)  # used nowhere else: the grid must not choose by luck
 SEEDS = {"grid": GRID_SEEDS, "few-data": range(3), "recovers-more": range(2)}  # others: 5
 SOLVED = 0.99  # share of validation that is exact
-WIDER = 2.7e-2  # a sixth learning rate, where the fifth is the best of five
+LOWER = 3e-5  # a learning rate below, where the first of five solves validation
+WIDER = 2.7e-2  # one above, where the fifth is the best of five
 TEXT_RATE, TEXT_STEPS = 1e-3, 60  # general text: not tuned; two and a half passes
 # "recovers-more": the 16-bit base and NF4 + DQ, as in "recovers" but for this.
 OTHER_TEXT = [{"learning_rate": 3e-4}, {"learning_rate": 3e-3}, {"rank": 4}, {"rank": 64}]
@@ -48,16 +49,19 @@ def grid_means(stored: pd.DataFrame, settings: dict, column="validation_loss") -
 
 
 def grid_rates(stored: pd.DataFrame, settings: dict) -> tuple[float, ...]:
-    """GRID, and WIDER where GRID's last rate is its best."""
+    """GRID; WIDER too where GRID's last rate is its best, LOWER where its first solves."""
     losses = grid_means(stored, settings)
-    at_the_edge = set(losses.index) >= set(GRID) and losses[list(GRID)].idxmin() == GRID[-1]
-    return (*GRID, WIDER) if at_the_edge else GRID
+    if not set(losses.index) >= set(GRID):
+        return GRID
+    solved = grid_means(stored, settings, "validation_exact")[GRID[0]] >= SOLVED
+    best = losses[list(GRID)].idxmin()
+    return (LOWER,) * bool(solved) + GRID + (WIDER,) * bool(best == GRID[-1])
 
 
 def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
-    """The rate with the least of `grid_means`; DataError if the grid lacks one."""
+    """The rate with the least of `grid_means`; DataError if the grid lacks one (but LOWER)."""
     losses = grid_means(stored, settings)
-    if not set(losses.index) >= set(grid_rates(stored, settings)):
+    if not {*losses.index, LOWER} >= set(grid_rates(stored, settings)):
         raise DataError(f"the grid lacks runs of {settings}: run data/study/build.py first")
     return float(losses.idxmin())
 
@@ -95,6 +99,7 @@ def cells(name: str, stored: pd.DataFrame) -> list[tuple[dict, float]]:
         return [tuned(QLORA, data=data) for data in SKEWED]
     if name == "new-rates":  # and 16-bit LoRA beside QLoRA at two equal rates
         own = [(settings, rate_for_new_wordings(stored, settings)) for settings in TUNED]
+        own += [(settings, lowest_solving_rate(stored, settings)) for settings in (*FULL, *LORA)]
         return own + [(settings, rate) for settings in LORA for rate in GRID[1:3]]
     if name in ("methods", "variants"):
         return [tuned(s) for s in ((*FULL, *LORA) if name == "methods" else VARIANTS)]

@@ -51,7 +51,7 @@ def check(number: str, answer: object) -> None:
             torch.default_generator.manual_seed(0)
             judge_answer(answer)
     except StillOpen:
-        print(f"○ {number} is open: put your answer in place of ...")
+        print(f"○ {number} is open: replace the ...")
     except WrongAnswer as hint:
         raise WrongAnswer(f"{number}: {hint}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
