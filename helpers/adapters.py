@@ -78,7 +78,7 @@ def check_adapter(folder: str | Path, profile: Profile) -> tuple[LoraConfig, dic
                 raise ValueError(f"{key} is {entries.get(key)!r}")
         base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
         if base != profile.model or revision not in (profile.revision, None):  # old peft wrote none
-            same = "; omit --profile, or if both are one model put its name in adapter_config.json"
+            same = f"; if both are one model, put {profile.model!r} there, else omit --profile"
             wrong = f"its base is {base!r} (revision {revision}), not {profile.model!r}"
             raise ValueError(f"{wrong} ({profile.revision}){same if base != profile.model else ''}")
         config, tensors = LoraConfig.from_peft_type(**entries), load_file(file)
@@ -130,7 +130,7 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     else:
         sys.stdout.reconfigure(encoding="utf-8")
     answer = partial(prompting.generate_batch, model, tokenizer, streamer=streamer)
-    messages = (line.strip().replace("\\n", "\n") for line in lines if line.strip())
+    messages = filter(None, (line.replace("\\n", "\n").strip() for line in lines))
     with contextlib.suppress(EOFError):  # Ctrl-D
         while group := list(itertools.islice(messages, batch)):
             problems = {message: problem(message) for message in group}
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m helpers.adapters", description="Use an adapter.")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="answer messages, typed or piped, one a line")
-    asking.description = "Blank lines are skipped; a line break in messages and answers is \\n."
+    asking.description = "Blank lines are skipped; \\n stands for a line break, asked and answered."
     merging = commands.add_parser("merge", help="write an ordinary model, the adapter merged in")
     exporting = commands.add_parser("export", help="write one GGUF file, for llama.cpp and Ollama")
     names = ", ".join(profiles.PROFILES)

@@ -90,7 +90,7 @@ def newest_checkpoint(folder: Path, run: dict, steps: int, remove: bool = False)
             why.append(f"this one ends at step {steps}")
         if why:
             wrong = f"{sound[-1].name} belongs to another run ({'; '.join(why)})"
-            raise TutorialError(f"{wrong}: repeat its options, change the folder, or do not resume")
+            raise TutorialError(f"{wrong}: repeat its options, change the folder, or delete it")
     if remove:
         remove_all(folder, but=sound)
     return sound[-1] if sound else None

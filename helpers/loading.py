@@ -38,7 +38,7 @@ ADVICE = {  # what an error says: what to do
     "MemoryError": MEMORY_RAN_OUT,
     "allocate memory": MEMORY_RAN_OUT,
     "SafetensorError": "the files are damaged or not fetched: delete them and fetch them again",
-    "AdapterError": "name a run's folder `adapter`, or train it again on this base",
+    "AdapterError": "give the folder `adapter` of a run, or train it again on this base",
     "no file": "only safetensors are loaded, since pickled weights can run code",
     "": "check name (an adapter's config has that of its base), folder, network and HF_TOKEN",
 }

@@ -155,8 +155,8 @@ def refuse_to_lose(folder: Path) -> None:
     for newest in [*filter(checkpoints.is_sound, checkpoints.found_in(folder))][-1:]:
         steps = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
         if checkpoints.step_of(newest) < steps:
-            advice = "go on with --resume, name another --output, or delete it"
-            raise TutorialError(f"{newest} is of a run of {steps} steps: {advice}")
+            advice = f"go on with --resume, name another --output, or delete {folder.name}/"
+            raise TutorialError(f"{newest} of {steps} steps is unfinished: {advice}")
 
 
 def save(
@@ -234,7 +234,7 @@ def run(
         profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
         if count < batch:
-            raise DataError(f"a step takes {batch} examples and train has {count}: add some or cut")
+            raise DataError(f"a step takes {batch} examples and train has {count}: add or shorten")
         state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         epochs = f"{batch * profile.max_steps / count:.2g}"

@@ -112,7 +112,7 @@ def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
     assert not (tmp_path / "results.json").exists()
     (half := tmp_path / "checkpoints" / "checkpoint-11").mkdir()  # as a kill while saving leaves it
     (half / "trainer_state.json").write_text('{"half": ')
-    assert "steps: go on with --resume" in start(data, tmp_path).communicate(timeout=300)[1]
+    assert "is unfinished: go on with --resume" in start(data, tmp_path).communicate(timeout=300)[1]
     assert "resuming from checkpoint-" in finish(start(data, tmp_path, "--resume"))
     assert not half.exists()
     same_end(tmp_path, undisturbed)
