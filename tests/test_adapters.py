@@ -234,7 +234,7 @@ BROUGHT = {
     "another method": ({"peft_type": "IA3"}, None, "its method is IA3"),
     "alpha is a text": ({"lora_alpha": "32"}, None, "lora_alpha is '32'"),
     "PiSSA": ({"init_lora_weights": "pissa"}, None, "pissa may alter its base"),
-    "another base": ({"base_model_name_or_path": "a"}, None, "base is 'a' .*; if they are one"),
+    "another base": ({"base_model_name_or_path": "a"}, None, "base is 'a' .*; if both are one"),
     "another revision": ({"revision": "b"}, None, r"n b\), not 'data/tiny-falcon' \(None\)\)"),
     "config cut off": (lambda c: json.dumps(c)[:20], None, "cannot be used"),
     "config is a list": (lambda c: "[]", None, "its method is not told"),
