@@ -111,7 +111,7 @@ def make_batch(step: int, seed: int, corpus: Corpus, tokenizer) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(model, corpus: Corpus, tokenizer, held_out: torch.Tensor) -> dict[str, float]:
-    """Held-out loss, and the share of a random string's second half that is copied right."""
+    """Held-out loss, and the share of a random string that is copied right when it is repeated."""
     model.eval()
     loss = model(held_out, labels=held_out).loss.item()
     rng, n = random.Random("copying"), 20
