@@ -24,7 +24,7 @@ def measured(profile) -> str:
         return "runs in CI"
     runs = [card[profile.name]["full"] for card in GPUS if profile.name in card]
     stored = memory.stored(memory.known_config(profile.model), profile, "qlora")
-    held = sum(stored[name] for name in ("weights", "constants", "rest", "adapter"))
+    held = sum(stored[name] for name in ("weights", "constants", "rest", "adapter", "optimizer"))
     peak = held + max(run["max_memory_allocated"] - run["memory_allocated"] for run in runs)
     return f"{peak / 1e9:.1f} GB"
 
@@ -102,6 +102,6 @@ def test_the_answer_on_four_bits_is_what_notebook_07_printed():
     parts = re.split("lower +full 16|minus full 32 at 0.0001", printed(notebook("07")))[1:]
     best, low, high = (re.search(r"\nall.*", part)[0].split() for part in parts)
     text = " ".join(README.split()).replace(" ± ", "±")
-    assert f"{low[1]} over them (at 1e-3 {high[1]})" in text and f"fine-tuning: {best[3]} (on" in text
+    assert f"{low[1]} over them (at 1e-3 {high[1]})" in text and f": {best[3]} (on two" in text
     assert re.findall(r"\n\d +([+-]\d\.\d)±", parts[1]) == ["-1.2", "-1.0", "-1.5", "+1.6"]
     assert all("up to 31 points" in said for said in (text, notebook("07").read_text("utf-8")))
