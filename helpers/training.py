@@ -234,7 +234,7 @@ def run(
         profile = replace(profile, max_new_tokens=prompting.answer_limit(encoded["train"]))
         batch, count = profile.micro_batch * profile.accumulation, len(encoded["train"])
         if count < batch:
-            raise DataError(f"a step takes {batch} examples and train has {count}: add or shorten")
+            raise DataError(f"train has {count} of a step's {batch} examples: add or shorten some")
         state.print(", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()), "examples")
         each = f"{mine.accumulation} x {mine.micro_batch} of the {batch} examples of a step"
         epochs = f"{batch * profile.max_steps / count:.2g}"
