@@ -24,7 +24,7 @@ WAYS = (*plan.FULL, *(way for way in plan.LORA if way["format"] in ("bf16", "nf4
 
 def planned(stored: pd.DataFrame) -> list[Run]:
     """The grid of WAYS; when it is stored (but for LOWER), also five seeds at the rates it says:
-    the chosen one, the rule's, the best for new wordings, and two that LoRA and QLoRA share.
+    the chosen one, the rules' two, the best for new wordings, and two that LoRA and QLoRA share.
     """
 
     def runs(name: str, way: dict, rates, seeds) -> list[Run]:
@@ -36,7 +36,8 @@ def planned(stored: pd.DataFrame) -> list[Run]:
         every += runs("grid", way, plan.grid_rates(stored, way), plan.GRID_SEEDS)
     if not {run for run in every if run.learning_rate != plan.LOWER} <= set(study.runs(stored)):
         return every
-    choices = plan.best_learning_rate, plan.lowest_solving_rate, plan.rate_for_new_wordings
+    choices = plan.best_learning_rate, plan.lowest_solving_rate, plan.third_of_the_best
+    choices += (plan.rate_for_new_wordings,)
     for way in WAYS:
         rates = {choice(stored, way) for choice in choices}
         rates |= set(study.GRID[1:3]) if way["method"] == "lora" else set()

@@ -72,6 +72,12 @@ def lowest_solving_rate(stored: pd.DataFrame, settings: dict) -> float:
     return float(solved[solved >= SOLVED].index.min())
 
 
+def third_of_the_best(stored: pd.DataFrame, settings: dict) -> float:
+    """The tried rate below `best_learning_rate`, about a third of it: notebook 07's second rule."""
+    rates = (LOWER, *GRID, WIDER)
+    return rates[rates.index(best_learning_rate(stored, settings)) - 1]
+
+
 def rate_for_new_wordings(stored: pd.DataFrame, settings: dict) -> float:
     """The rate at which the grid's seeds answer most of `test_reworded`: chosen on the test."""
     return float(grid_means(stored, settings, "test_reworded_exact").idxmax())
