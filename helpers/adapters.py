@@ -133,13 +133,13 @@ def ask(folder: str, profile: Profile, batch: int) -> None:
     messages = filter(None, (line.replace("\\n", "\n").strip() for line in lines))
     with contextlib.suppress(EOFError):  # Ctrl-D
         while group := list(itertools.islice(messages, batch)):
-            problems = {message: problem(message) for message in group}
-            good = [message for message, wrong in problems.items() if not wrong]
-            answers = dict(zip(good, answer(good, limit) if good else (), strict=True))
-            for message in group:
-                if problems[message]:
-                    print(f"DataError: {problems[message]}", file=sys.stderr)
-                line = answers.get(message, "")
+            problems = [problem(message) for message in group]
+            good = [message for message, wrong in zip(group, problems, strict=True) if not wrong]
+            answers = iter(answer(good, limit) if good else ())
+            for wrong in problems:
+                if wrong:
+                    print(f"DataError: {wrong}", file=sys.stderr)
+                line = "" if wrong else next(answers)
                 if not typed:
                     print("\\n".join(line.splitlines()), flush=True)
                 if prompting.cut_off(tokenizer, [line], limit):

@@ -31,7 +31,7 @@ def score(answers: Sequence[str], references: Sequence[str]) -> dict:
     return {
         "valid_json": sum(set(ticket) == set(FIELDS) for ticket, _ in found) / n,
         "exact_match": sum(ticket == wanted for ticket, wanted in found) / n,
-        "fields": {name: sum(t.get(name) == w[name] for t, w in found) / n for name in FIELDS},
+        "fields": {f: sum(f in t and t[f] == w[f] for t, w in found) / n for f in FIELDS},
     }
 
 

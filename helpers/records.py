@@ -1,7 +1,7 @@
 """Your own data as prompts and answers: read, checked row by row, split, and reported.
 
-Values arrive as the file has them, and no row is lost silently. pyarrow reads JSON lines of text
-columns, json and csv the rest: faster readers alter 007, NA, dates and the keys of objects."""
+Values arrive as the file has them, and no row is lost silently. pyarrow reads Parquet and
+JSON lines of text, json and csv the rest: faster readers alter 007, NA, dates and objects' keys."""
 
 import contextlib
 import csv
@@ -257,7 +257,7 @@ def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tup
     first = int(roles[:1] == ["system"])  # where the user begins
     if len(roles) < 2 or roles[first:] != ["user", "assistant"] * (len(roles) // 2):
         wanted = "let a user begin, turns alternate, an assistant end, or name the answer's column"
-        raise DataError(f"{name} has the roles {roles[first:][:6]}: {wanted}")
+        raise DataError(f"{name} has the roles {roles[first:][:4]} to {roles[-2:]}: {wanted}")
     if any(marker in f"\n{text}" for text in texts for marker in TURNS):
         raise DataError(f"{name} holds {' or '.join(map(repr, TURNS))} inside a message")
     later = zip(itertools.cycle(TURNS[::-1]), texts[first + 1 : -1], strict=False)
