@@ -1,7 +1,7 @@
 """The heart of the study on other bases: does what notebook 07 says of learning rates hold there?
 
-`python data/study/bases.py FOLDER ...`, 20 minutes on two cores for each model that `make pretrain`
-wrote (ARGS="--seed 3 --output base-4"), appends to the CSV that is called as the folder. Columns as
+`python data/study/bases.py FOLDER ...`, 30 minutes on two cores for each model that `make pretrain`
+wrote (ARGS="--seed 4 --output base-5"), appends to the CSV that is called as the folder. Columns as
 in study.csv; whoever stops the command goes on with the same one."""
 
 import re
@@ -60,7 +60,7 @@ def work(folder: str) -> None:
     """All runs of the model in `folder` that its file lacks."""
     name = Path(folder).resolve().name
     if not re.fullmatch(r"base-\d+", name):
-        raise DataError(f"{name!r} is the name of no base: call its folder base-4 or the like")
+        raise DataError(f"{name!r} is the name of no base: call its folder base-5 or the like")
     path = study.FILE.with_name(f"{name}.csv")
     while True:  # the grid says what comes after it
         stored = build.read(path)
