@@ -67,7 +67,7 @@ def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
 
 
 def lowest_solving_rate(stored: pd.DataFrame, settings: dict) -> float:
-    """The lowest rate at which the grid's seeds solve `validation`: the rule of notebook 07."""
+    """The lowest rate at which the grid's seeds solve `validation`: notebook 07's first rule."""
     solved = grid_means(stored, settings, "validation_exact")
     return float(solved[solved >= SOLVED].index.min())
 
@@ -75,7 +75,7 @@ def lowest_solving_rate(stored: pd.DataFrame, settings: dict) -> float:
 def third_of_the_best(stored: pd.DataFrame, settings: dict) -> float:
     """The tried rate below `best_learning_rate`, about a third of it: notebook 07's second rule."""
     rates = (LOWER, *GRID, WIDER)
-    return rates[rates.index(best_learning_rate(stored, settings)) - 1]
+    return rates[max(0, rates.index(best_learning_rate(stored, settings)) - 1)]
 
 
 def rate_for_new_wordings(stored: pd.DataFrame, settings: dict) -> float:
