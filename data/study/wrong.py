@@ -1,6 +1,6 @@
-"""Which new wordings are answered wrongly, and in which field? 25 runs of each base, made again.
+"""Which new wordings are answered wrongly, and in which field? 25 runs of a base, made again.
 
-`python data/study/wrong.py [FOLDER ...]`, eight minutes on two cores for each base, that of
+`python data/study/wrong.py [FOLDER ...]`, seven minutes on two cores for each base, that of
 study.csv (data/tiny-falcon, the default) or one of bases.py, writes wrong.csv: a line for each
 wrong answer of a run."""
 
