@@ -67,13 +67,13 @@ def best_learning_rate(stored: pd.DataFrame, settings: dict) -> float:
 
 
 def lowest_solving_rate(stored: pd.DataFrame, settings: dict) -> float:
-    """The lowest rate at which the grid's seeds solve `validation`: notebook 07's first rule."""
+    """The lowest rate at which the grid's seeds solve `validation`: a former rule."""
     solved = grid_means(stored, settings, "validation_exact")
     return float(solved[solved >= SOLVED].index.min())
 
 
 def third_of_the_best(stored: pd.DataFrame, settings: dict) -> float:
-    """The tried rate below `best_learning_rate`, about a third of it: notebook 07's second rule."""
+    """The tried rate below `best_learning_rate`, about a third of it: notebook 07's rule."""
     rates = (LOWER, *GRID, WIDER)
     return rates[max(0, rates.index(best_learning_rate(stored, settings)) - 1)]
 
