@@ -22,7 +22,6 @@ from huggingface_hub.utils import is_notebook
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from helpers import plotting
 from helpers.environment import write_text, writing
 from helpers.errors import TutorialError
 from helpers.profiles import Profile
@@ -185,17 +184,17 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=self.first, desc="training", unit="step")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        if self.bar:
+        if self.bar and "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
-        elif time.monotonic() - self.drawn > 2:  # seconds
+        elif "loss" in logs and time.monotonic() - self.drawn > 2:  # seconds
             seconds = (time.monotonic() - self.began) / (state.global_step - self.first)
             self.draw(state, seconds * (state.max_steps - state.global_step))
 
     def draw(self, state, left: float | None) -> None:
         if state.is_world_process_zero and is_notebook() and state.global_step:
+            from helpers import plotting  # it takes a second, and command lines draw nothing
+
             self.figure = plotting.show_loss(state.log_history, state.max_steps, left, self.figure)
             self.drawn = time.monotonic()
 

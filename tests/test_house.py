@@ -41,7 +41,7 @@ def lines(paths) -> int:
 def test_budgets_of_lines():
     modules = [path for path in HELPERS.rglob("*.py") if "exercises" not in path.parts]
     assert len(modules) <= 16
-    assert lines(modules) <= 2818  # the goal is 2,400: until it is reached the house does not grow
+    assert lines(modules) <= 2817  # the goal is 2,400: until it is reached the house does not grow
     assert lines((HELPERS / "exercises").rglob("*.py")) <= 500
     assert lines((ROOT / "tests").rglob("*.py")) <= 5000
     assert lines([ROOT / "Makefile"]) <= 80 and lines([ROOT / "README.md"]) <= 160
