@@ -24,8 +24,7 @@ WAYS = (*plan.FULL, *(way for way in plan.LORA if way["format"] in ("bf16", "nf4
 
 def planned(stored: pd.DataFrame) -> list[Run]:
     """The grid of WAYS; when it is stored (but for LOWER), also five seeds at the rates it says:
-    the chosen one, the rules' two, the best for new wordings, and two that LoRA and QLoRA share.
-    """
+    chosen, by two rules, best for new wordings, and two that LoRA and QLoRA share."""
 
     def runs(name: str, way: dict, rates, seeds) -> list[Run]:
         settings = plan.complete(way)
