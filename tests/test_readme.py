@@ -96,12 +96,13 @@ def test_the_answer_on_how_much_data_is_what_notebook_07_printed():
     assert [round(float(a) + float(b)) for a, b in gains] == [10, 8, 8]
 
 
-def test_the_answer_on_four_bits_is_what_notebook_07_printed():
+def test_the_answers_on_four_bits_and_rates_are_what_notebook_07_printed():
     first, *parts = re.split("best +LoRA|minus LoRA at equal rates", printed(notebook("07")))
     best, equal = (re.search(r"\nall.*", part)[0].split() for part in parts)
     text = TEXT.replace(" ± ", "±")
-    assert f"{equal[1]} over them (at 1e-3 {equal[3]})" in text and f": {best[2]} (on two" in text
-    assert re.findall(r"\n\d +([+-]\d\.\d)±", parts[1]) == "-1.2 -1.0 -1.5 +1.6 +1.3".split()
-    rows = first.split("base 4")[1].split()  # the second of two columns
-    gains = [float(rows[rows.index(k) + 2].split("±")[0]) for k in ("32", "LoRA", "NF4+DQ")]
-    assert "{:.0f} points on new wordings, LoRA {:.0f}, QLoRA {:.0f}.".format(*gains) in text
+    assert f"3e-4, is {equal[1]} points" in text and f"there, is {best[2]}. No" in text
+    rows = first.split("base 4\n")[1].split("better")  # the last of two columns
+    gains = [float(gain) for gain in re.findall(r"([+-][\d.]+)±[\d.]+\n", rows[0])]
+    assert f"five setups gained {min(gains):.0f} to {max(gains):.0f} points" in text
+    better, worse = rows[1].split()[0], rows[1].split("worse")[1].split()[0]
+    assert f"better in {better} of 19 cases, worse in none" in text and worse == "0"
