@@ -41,7 +41,7 @@ def test_the_grid_has_seeds_of_its_own_and_equal_parameters_are_equal(stored):
         assert set(part.trainable) == {122_880}, targets
 
 
-def test_what_is_compared_is_tuned_on_one_grid_or_said_not_to_be(stored):
+def test_what_is_compared_is_tuned_on_one_grid(stored):
     for settings in planning.TUNED:
         rates = set(planning.grid_means(stored, settings).index)
         at_the_edge = planning.best_learning_rate(stored, settings) == GRID[-1]
