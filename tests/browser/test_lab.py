@@ -16,7 +16,7 @@ import pytest
 from tests.notebooks import ROOT, code_cells, copy_checkout, notebook, read, source
 
 # All others are executed by nbval, like these
-FINE_TUNE, LORA = (notebook(number).name for number in ("05", "01"))
+FINE_TUNE, LAYER = (notebook(number).name for number in ("05", "03"))
 OWN = "05_own.ipynb"  # the same on a reader's own CSV
 FORM = {"DATA": "own.csv", "PROMPT_COLUMN": "question", "ANSWER_COLUMN": "reply", "STEPS": 40}
 LIMIT = 600  # seconds for one notebook on a busy machine; an idle one takes two minutes at most
@@ -123,7 +123,7 @@ def run_all(page, shots) -> list[dict]:
     pytest.fail(f"still running after {LIMIT} s: {states[-1]['prompts']}")
 
 
-@pytest.mark.parametrize("name", [FINE_TUNE, OWN, LORA])
+@pytest.mark.parametrize("name", [FINE_TUNE, OWN, LAYER])
 def test_run_all_cells(lab, browser, shots, name):
     cells = code_cells(notebook(name[:2]))
     outputs = [output for cell in cells for output in cell["outputs"]]
