@@ -168,8 +168,8 @@ def assert_peaks(config, method, folder, attention="sdpa", **fields):
     """Never under the measured peak, at most 25% over it. Gradients of an earlier micro-step are
     held meanwhile, as accumulation does."""
     profile, model = ready(config, method, folder, attention, **fields)
-    for length in (48, 512, 1024):
-        profile = dataclasses.replace(profile, max_length=length, micro_batch=1 + (length < 1024))
+    for length in (48, 512, 2048):
+        profile = dataclasses.replace(profile, max_length=length, micro_batch=1 + (length < 2048))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
