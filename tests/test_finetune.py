@@ -1,7 +1,9 @@
 """The command line's run: its figures; killed and interrupted runs end as undisturbed ones."""
 
+import contextlib
 import dataclasses
 import gc
+import io
 import json
 import math
 import os
@@ -51,30 +53,31 @@ def data(tmp_path_factory):
     return path
 
 
-def start(data, output, *more) -> subprocess.Popen:
-    arguments = "-m helpers.training --prompt-column message --answer-column ticket --no-scoring"
-    arguments += f" --seed 3 --steps 12 --save-steps 3 --data {data} --output {output}"
-    arguments += " --learning-rate 1e-3"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments.split(), *more], cwd=ROOT, **pipes)
+def words(data, output, *more) -> list[str]:
+    options = "--prompt-column message --answer-column ticket --no-scoring --learning-rate 1e-3"
+    options += f" --seed 3 --steps 12 --save-steps 3 --data {data} --output {output}"
+    return [*options.split(), *more]
 
 
-def finish(process) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+def run(*arguments) -> str:
+    """What a whole run prints. It has this process, which has imported all that it needs."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert training.main(words(*arguments)) == 0
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(start(data, folder))
+    assert "no sound checkpoint: starting anew" in run(data, folder, "--resume")
     return folder
 
 
 def start_and_save(data, output) -> subprocess.Popen:
     """A run that has its first checkpoint and goes on."""
-    process, deadline = start(data, output), time.monotonic() + 240
+    command = [sys.executable, "-m", "helpers.training", *words(data, output)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process, deadline = subprocess.Popen(command, cwd=ROOT, **pipes), time.monotonic() + 240
     while not (output / "checkpoints" / "checkpoint-3" / checkpoints.MARKER).exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -105,15 +108,17 @@ def test_notebook_05s_recipe_ends_as_the_command_line(data, undisturbed, tmp_pat
     same_end(tmp_path / "out", undisturbed)
 
 
-def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path):
+def test_killed_and_resumed_ends_as_undisturbed(data, undisturbed, tmp_path, capsys):
     process = start_and_save(data, tmp_path)
     process.kill()
     process.communicate()
     assert not (tmp_path / "results.json").exists()
     (half := tmp_path / "checkpoints" / "checkpoint-11").mkdir()  # as a kill while saving leaves it
     (half / "trainer_state.json").write_text('{"half": ')
-    assert "is unfinished: go on with --resume" in start(data, tmp_path).communicate(timeout=300)[1]
-    assert "resuming from checkpoint-" in finish(start(data, tmp_path, "--resume"))
+    assert training.main(words(data, tmp_path)) == 1
+    assert "is unfinished: go on with --resume" in capsys.readouterr().err
+    done = python("-m", "helpers.training", *words(data, tmp_path, "--resume"), check=True)
+    assert "resuming from checkpoint-" in done.stdout
     assert not half.exists()
     same_end(tmp_path, undisturbed)
 
@@ -126,7 +131,7 @@ def test_interrupted_saves_first_and_says_how_to_go_on(data, undisturbed, tmp_pa
     assert "its checkpoint is saved, run again with --resume" in err
     step = int(err.split("stopped at step ")[1].split()[0])
     assert checkpoints.is_sound(tmp_path / "checkpoints" / f"checkpoint-{step}")
-    finish(start(data, tmp_path, "--resume", "--save-steps", "11"))
+    run(data, tmp_path, "--resume", "--save-steps", "11")
     assert len(list(tmp_path.glob("checkpoints/checkpoint-1[12]"))) == 2
     same_end(tmp_path, undisturbed)
 
@@ -151,16 +156,9 @@ def test_a_trained_model_can_be_freed(tiny, tokenizer, encoded, tmp_path):
     assert embedding() is None
 
 
-def test_without_a_sound_checkpoint_it_starts_anew(data, undisturbed, tmp_path):
-    out = finish(start(data, tmp_path, "--resume"))
-    assert "no sound checkpoint: starting anew" in out
-    same_end(tmp_path, undisturbed)
-
-
-def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed):
-    process = start(data, undisturbed, "--resume", "--seed", "1")
-    assert "run (seed 3, now 1; the training rows): repeat" in process.communicate(timeout=300)[1]
-    assert process.returncode == 1
+def test_a_checkpoint_of_another_run_is_not_taken(data, undisturbed, capsys):
+    assert training.main(words(data, undisturbed, "--resume", "--seed", "1")) == 1
+    assert "run (seed 3, now 1; the training rows): repeat" in capsys.readouterr().err
 
 
 def test_a_checkpoint_past_the_steps_of_the_run_is_told(tokenizer, encoded, tmp_path):
