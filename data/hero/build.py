@@ -58,8 +58,9 @@ def describe(scores: dict, planned: dict) -> str:
     sizes = [f"{planned[key].total / 1e9:.0f} GB with {name}" for key, name in METHODS.items()]
     return (
         f"Left: the tiny Falcon writes {before:.0%} of unseen tickets exactly before fine-tuning, "
-        f"{after:.0%} after, {reworded:.0%} when the wording is new. Right, predicted with 8-bit "
-        f"Adam and one example of 512 tokens: training Falcon-7b takes {', '.join(sizes)}; a T4 "
+        f"{after:.0%} after, {reworded:.0%} when the wording is new (one run). Right, predicted "
+        "with 8-bit Adam and one example of 512 tokens: training Falcon-7b takes "
+        f"{', '.join(sizes)}; a T4 "
         f"has {memory.capacity('T4') / 1e9:.1f} GB, some of which must stay free."
     ).replace("\n", " ")
 
@@ -96,7 +97,7 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     left.grid(axis="x", visible=False)
     left.yaxis.set_major_formatter("{x:.0%}")
     title = "Tiny Falcon: {:.0%} exact,\nthen {:.0%}, {:.0%} if reworded".format(*shares)
-    left.set(title=title, ylabel="share of unseen messages", ylim=(0, 1.12))
+    left.set(title=title, ylabel="unseen messages, one run", ylim=(0, 1.12))
     draw_memory(right, planned)
     figure.legend(ncols=3, loc="outside lower right", columnspacing=1)
     return figure
