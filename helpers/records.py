@@ -15,7 +15,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -56,11 +55,11 @@ INVISIBLE += "\u034f\u115f\u1160\u180b-\u180f\u2800\u3164\ufeff\uffa0\ufff9-\uff
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 BROKEN = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 SCHEMA = pa.schema([(column, pa.string()) for column in ("prompt", "answer", "place")])
-AS_JSON = (dict, list, bool, int, float, bytearray)
 # What `datasets` makes of hub JSON that its file has not; before 5.0 objects get all keys
 ALTERED = r"Value\((dtype=)?'(timestamp|float)" + ("" if hasattr(datasets, "Json") else "|^{")
 PLAIN = ("builtins", "datetime", "decimal", "pandas", "uuid")  # modules whose values str() writes
 BATCH = 1_000  # rows
+UNREADABLE = (OSError, EOFError, ImportError, UnicodeError, OverflowError, zlib.error)
 csv.field_size_limit(2**31 - 1)
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what growing arrays give back
 
@@ -95,15 +94,13 @@ def read_records(
 
     Several prompt columns are joined by line breaks; without columns a known layout is recognised.
     `info.description` says in one line what was recognised, rewritten or left unread.
-
     DataError for the first row that cannot be used (no text, a turn marker, one of the tokenizer's
     `special_tokens`); with a list as `dropped` such rows are appended to it instead."""
     asked = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column or [])
-    source = os.path.expanduser(source)
-    name = Path(source).name
+    name = Path(source := os.path.expanduser(source)).name
     tables, bad, notes = [SCHEMA.empty_table()], [], Counter()
     try:
-        at, columns, read = _open(source, config, split)
+        at, columns, read = _open(source, config, split, [*asked, answer_column])
         prompts, answer, line = _layout(name, columns, asked, answer_column)
         for batch in read([*prompts, *filter(None, [answer])], special_tokens):
             if isinstance(batch, pa.Table):  # of rows that need no closer look
@@ -121,7 +118,7 @@ def read_records(
                 advice = "correct or drop it (--drop-bad-rows, DROP_BAD_ROWS, dropped=[])"
                 raise DataError(f"{': '.join(bad[0])}; {advice}")
             tables.append(pa.Table.from_pylist(good, SCHEMA))  # takes less memory than a list
-    except (OSError, EOFError, ImportError, UnicodeError, zlib.error, pa.ArrowException) as error:
+    except (*UNREADABLE, pa.ArrowException) as error:
         wrong = f"{name} cannot be read ({error}): check the file, its name and its rights"
         raise DataError(wrong) from error
     table = pa.concat_tables(tables)
@@ -159,11 +156,9 @@ def _layout(name: str, columns: Sequence[str], prompts: list[str], answer: str |
         raise DataError(f"prompt and answer are the same column {twice[0]!r}: name each once")
     prompt_columns = [column for column in prompt_columns if column in columns]
     unused = [repr(column) for column in columns if column not in (*prompt_columns, answer_column)]
-    line = " + ".join(prompt_columns) + (f" -> {answer_column}" if answer_column else "")
-    if not prompts and not answer:
-        line = f"read as {label}: {line}"
-    if unused:
-        line += f"; not used: {', '.join(unused)}"
+    line = ("" if prompts or answer else f"read as {label}: ") + " + ".join(prompt_columns)
+    line += f" -> {answer_column}" if answer_column else ""
+    line += f"; not used: {', '.join(unused)}" if unused else ""
     return prompt_columns, answer_column, line
 
 
@@ -176,6 +171,8 @@ def _pair(
     if missing := [c for c in (columns[0], answer_column) if c not in (None, *row)]:
         raise DataError(f"no column {missing[0]!r}")
     prompt, answer = row[columns[0]], row.get(answer_column)
+    if isinstance(prompt, str) and isinstance(answer, list) and "role" in _columns(answer):
+        prompt = [{"role": "user", "content": prompt}]
     if answer_column and not isinstance(prompt, list):
         answer, *parts = (_text(row.get(column), notes) for column in (answer_column, *columns))
         prompt = "\n".join(filter(None, parts))
@@ -209,7 +206,7 @@ def _text(value: object, notes: Counter) -> str:
     """A value as text, "" for none; DataError for what is no text, such as an image."""
     if value is None or value != value:  # NaN
         return ""
-    if isinstance(value, AS_JSON):
+    if isinstance(value, dict | list | int | float | bytearray):
         notes["values written as JSON text"] += 1
 
         def written(part: object) -> str:  # JSON keeps a float as the bytes of its spelling
@@ -237,6 +234,8 @@ def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tup
         messages = messages if isinstance(found, str) else found
     if isinstance(messages, str):
         system, *said = TURN.split(messages)  # a role, its text, the next role, ...
+        if not said:
+            raise DataError(f"{name} has no turns Human: and Assistant:; name the answer's column")
         said = [("system", system), *zip(said[::2], said[1::2], strict=True)]
         messages = [{"from": who, "value": text.strip()} for who, text in said if text.strip()]
     roles, texts, unread = [], [], []
@@ -265,11 +264,10 @@ def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tup
     return prompt + "".join(f"{turn} {text}" for turn, text in later), texts[-1]
 
 
-def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], Callable]:
-    """(how its places begin, its columns, a function of needed columns and special tokens).
-
-    The function gives batches: lists of numbered rows, each a dict or a str that says what is wrong
-    with it, and tables of rows that need no closer look."""
+def _open(source: str, config: str | None, split: str, asked: list) -> tuple[str, list, Callable]:
+    """(how its places begin, its columns, a function of needed columns and special tokens). That
+    gives batches: lists of numbered rows, each a dict or a str that says what is wrong with it, and
+    tables of rows that need no closer look. `asked` are columns that may begin late."""
     if "://" in source:
         advice = "download the file and name it here, or name a hub data set as owner/name"
         raise DataError(f"{source!r} is a web address: {advice}")
@@ -297,12 +295,14 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
 
         return f"{path}, row", table.column_names, rows
     if not path.is_file() or ending not in READABLE:
-        kind = "is a folder" if path.is_dir() else "is not here or ends otherwise"
+        kind = ("is not here", "is of another kind", "is a folder")[path.exists() + path.is_dir()]
         raise DataError(f"{str(path)!r} {kind}: name a file ending in {', '.join(READABLE)}")
     file = path.open("rb")
     if file.peek(2).startswith(b"\x1f\x8b"):  # whatever its name says
         file = gzip.GzipFile(fileobj=file)
     start, is_csv = file.peek(1000)[:1000], ending in (".csv", ".tsv")
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{name} is a Git LFS pointer: fetch the file with `git lfs pull`")
     is_parquet = start.startswith(b"PAR1")
     if b"\0" in start and not is_parquet:
         raise DataError(f"{name} is UTF-16 or binary: save it as text with the encoding UTF-8")
@@ -313,8 +313,7 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
     file.seek(0)
     if is_parquet:
         table = ParquetFile(file)
-        columns = table.schema_arrow.names
-        return at, columns, lambda needed, _: _parquet(table.iter_batches(BATCH, columns=needed))
+        return at, table.schema_arrow.names, lambda needed, _: _parquet(table, needed)
     if is_csv:
         rows = _csv(name, file)
         return at, next(rows, []), lambda *_: _batches(rows)
@@ -322,12 +321,11 @@ def _open(source: str, config: str | None, split: str) -> tuple[str, list[str], 
         rows = _document(name, file, split)
         return at, _columns(rows), lambda *_: _batches(enumerate(rows, 1))
     columns = _columns(map(_parse, itertools.islice(file, BATCH)))
-    for known, answer in LAYOUTS.values():
-        for column in known[1:]:  # it may be missing, and may begin later
-            if {known[0], answer} <= {*columns} and column not in columns:
-                file.seek(0)
-                if any(f'"{column}"'.encode() in line for line in file):
-                    columns.append(column)
+    later = [c for k, answer in LAYOUTS.values() if {k[0], answer} <= {*columns} for c in k[1:]]
+    for column in filter(None, dict.fromkeys([*later, *asked])):  # each may begin later
+        file.seek(0)
+        if column not in columns and any(f'"{column}"'.encode() in line for line in file):
+            columns.append(column)
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
 
@@ -345,7 +343,8 @@ def _columns(rows: Iterable) -> list[str]:
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
-def _parquet(tables: Iterable[pa.RecordBatch]) -> Iterator[list]:
+def _parquet(file: ParquetFile, needed: list[str]) -> Iterator[list]:
+    tables = file.iter_batches(BATCH, columns=needed)
     return _batches(enumerate((row for table in tables for row in table.to_pylist()), 1))
 
 
@@ -389,8 +388,10 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     head = next(filter(str.strip, text), "")
     stated = re.match('(?i)"?sep=(.)', head)
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
-    names = re.sub('(?s)"[^"]*"|[\r\n].*', "", start)  # the header but for what is quoted
-    mark = stated[1] if stated else max("\x1f\t,;|", key=names.count)  # \x1f: cuts nothing
+    names, *rows = re.split("[\r\n]+", re.sub('(?s)"[^"]*"', "", start))  # but for what is quoted
+    first = next(filter(str.strip, rows), names)
+    cuts = {m: (min(names.count(m), first.count(m)), names.count(m)) for m in "\x1f\t,;|"}
+    mark = stated[1] if stated else max(cuts, key=cuts.get)  # \x1f: cuts nothing
     quoted = rf'(?m){re.escape(mark)} "[^,;|"\s][^"\n]*" *([\t,;|]|\r?$)'  # behind a space
     spaced = f"{mark} " in names or bool(re.search(quoted, start))
     text.seek(0)
@@ -422,8 +423,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
 
 def _document(name: str, file: BinaryIO, split: str) -> list:
     """The rows of one JSON value: a list of objects, the same under a key, or columns of lists."""
-    data = file.read()
-    rows = _parse(data) if data.strip() else []
+    rows = _parse(data) if (data := file.read()).strip() else []
     if isinstance(rows, str):
         raise DataError(f"{name} is {rows}; give objects, one a line or a list; call a table .csv")
     tables = {}
@@ -463,7 +463,7 @@ def _row(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=partial(bytearray, encoding="ascii"))
+JSON = json.JSONDecoder(object_pairs_hook=_row, parse_float=lambda text: bytearray(text, "ascii"))
 
 
 def _keys(prompts: Sequence[str]) -> pd.Series:

@@ -113,7 +113,6 @@ def test_plain_lines_are_not_looked_at_one_by_one(read, monkeypatch):
 # file name, its bytes, what the sentence must say
 WHOLE_FILE = [
     ("empty.jsonl", b"", "empty.jsonl holds no row"),
-    ("binary.jsonl", bytes(range(256)) * 4, "is UTF-16 or binary: save it as text"),
     ("utf16.csv", "prompt,answer\na,b\n".encode("utf-16"), "is UTF-16 or binary"),
     ("header.csv", b"prompt,answer\n", "header.csv holds no row"),
     ("quote.csv", b'prompt,answer\n"a,b\nc,d\n', "quote.csv, line 2: a quote is opened"),
@@ -121,7 +120,9 @@ WHOLE_FILE = [
     ("cut.json", b'[{"prompt": "a", ', "cut.json is not JSON.*give objects"),
     ("broken.parquet", b"PAR1" * 20, "broken.parquet cannot be read"),
     ("cut.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:30], "cut.jsonl.gz cannot be read"),
-    ("sheet.xlsx", b"PK", "sheet.xlsx' .* ends otherwise: name a file ending in .jsonl"),
+    ("sheet.xlsx", b"PK", "sheet.xlsx' is of another kind: name a file ending in .jsonl"),
+    ("pointer.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "LFS pointer"),
+    ("sentiment.csv", b"text,label\nI love it,1\n", "'text' has no turns Human: and Assistant:"),
     ("columns.csv", b"ask,reply\na,b\n", "no known layout among its columns 'ask', 'reply'"),
     ("latin.csv", b"Frage;L\xf6sung\na;b\n", "known layout among its columns .*: save it as UTF-8"),
     ("unquoted.csv", b"prompt,answer\na, b, c\n", "line 2: 3 fields where the header has 2"),
@@ -134,23 +135,19 @@ ONE_ROW = {
     "invalid JSON": (b'{"prompt": \n', "not JSON: Expecting value"),
     "deep nesting": (b'{"prompt":' + b"[" * 100_000 + b"\n", "not JSON"),
     "a list": (b"[1]\n", "a list, not an object"),
-    "null": (b"null\n", "a single value, no object"),
     "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
     "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
     "empty prompt": (as_line(prompt=""), "the prompt is empty"),
     "null prompt": (as_line(prompt=None), "the prompt is empty"),
-    "white space": (as_line(prompt=" \t\u3000"), "the prompt is empty"),
     "zero width": (as_line(answer="\u200b\ufeff \u2060"), "the answer is empty"),
     "half a surrogate pair": (as_line("ok \ud800"), "the prompt is not UTF-8"),
     "Latin-1": (as_line("xyz").replace(b"y", b"\xe9"), "the prompt is not UTF-8"),
     "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
     "prompt of the assistant": (as_line("Assistant: c"), "User: or Assistant: begins"),
-    "answer begins two": (as_line(answer="Assistant: Assistant: c"), "User: or Assistant: begins"),
-    "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
     "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
     "chat and answer": (as_line(CHAT), "'prompt' has the roles .*turns alternate"),
+    "user, then a chat": (as_line("a", CHAT), r"'prompt' has the roles \['user', 'user'"),
     "unknown role": (as_line([{"role": "bot", "content": "a"}]), r"has the roles \['bot'"),
-    "no role": (as_line([{"content": "a"}]), "no text under 'role' and 'content' in message 1"),
     "not a number": (as_line(answer=float("nan")), "the answer is empty"),
     "image": (as_line([{"role": "user", "content": [{"type": "image_url"}]}]), "in message 1"),
     "tools": (as_line([CHAT[0], CHAT[1] | {"tool_calls": [{}]}]), "has 'tool_calls' .leave it"),
@@ -178,7 +175,7 @@ def test_names_that_are_no_files(tmp_path):
     fails("is a folder: name a file", records.read_records, tmp_path / "folder.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would wait for ever
     for name in ("gone.csv", tmp_path / "pipe.jsonl", "~/gone.txt"):
-        fails("is not here or ends otherwise", records.read_records, name)
+        fails("is not here|is of another kind", records.read_records, name)
     for name in ("https://example.org/d.jsonl", "hf://datasets/owner/name"):
         fails(f"'{name}' is a web address: download .* as owner/name", records.read_records, name)
     fails("too long|is not here", records.read_records, "x" * 300 + ".csv")
@@ -191,6 +188,7 @@ SHAPES = {
     "crlf.csv": "\ufeff" + TEXT.replace("\n", "\r\n,\r\n\r\n"),
     "spaced.csv": TEXT.replace(",a", ", a"),
     "quoted.csv": re.sub(",(a .)", r', "\1",', TEXT).replace("er\n", 'er,"n; o; p; q"\n'),
+    "marks.csv": "prompt;answer;tags, a, b, c\np, 0;a 0;1\np, 1;a 1;1\np, 2;a 2;1\n",
     "excel.csv": TEXT.replace("\n", ",,\n"),
     "key.json": json.dumps({"version": [1, 2, 3], "rows": ROWS}, indent=1),
     "splits.json": json.dumps({"test": [{"prompt": "x", "answer": "y"}], "train": ROWS}),
@@ -216,6 +214,8 @@ def test_one_row_and_a_broken_head(read):
     few, many = (read("d.jsonl", "\n".join(map(json.dumps, rows))) for rows in (late[:2], late))
     assert "Alpaca: instruction -> output" in few.info.description
     assert pairs(many)[-2:] == [("I", "b"), ("I\nC", "b")]
+    text = "\n".join(map(json.dumps, late)).replace("input", "source")
+    assert pairs(read("d.jsonl", text, ["instruction", "source"], "output")) == pairs(many)
     fails("a file without configs and splits", read, "d.jsonl", GOOD * 2, split="test")
 
 
@@ -229,6 +229,8 @@ def test_of_parquet_the_needed_columns_are_read_as_they_are_written(tmp_path):
         assert pairs(records.read_records(file, "day", "price")) == [("2024-01-31", "1.10")]
     fails("the answer is not UTF-8", records.read_records, path, "day", "image")
     fails("is a conversation, which", records.read_records, path, ["prompt", "day"], "price")
+    pq.write_table(pa.table({"day": ["b"], "end": pa.array([2**48], pa.timestamp("ms"))}), path)
+    fails("cannot be read .date value out of range", records.read_records, path, "day", "end")
 
 
 def test_csv_rows_are_named_by_their_line(read):
@@ -250,6 +252,7 @@ LAYOUTS = [
     ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
     ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "a", "prompt and completion"),
+    ({"prompt": "a", "completion": CHAT[1:]}, "a", "prompt and completion"),
     ({"messages": [{"role": "developer", "content": ""}, *CHAT]}, "a", "OpenAI chat"),
     ({"instruction": "", "input": "C", "output": "b"}, "C", "Alpaca"),
     ({"prompt": "User: a\nAssistant:", "answer": "Assistant: b"}, "a", "1 rows .* removed"),
