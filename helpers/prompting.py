@@ -121,9 +121,8 @@ def generate_batch(
 def generate(
     model, tokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int, progress=True
 ) -> list[str]:
-    """Greedy answers to `prompts`, in their order, in batches of prompts of similar length.
-
-    Puts the model into eval mode, and back as it was."""
+    """Greedy answers to `prompts`, in their order, in batches of prompts of similar length. Puts
+    the model into eval mode, and back as it was."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     answers, was_training = [""] * len(prompts), model.training
     model.eval()

@@ -171,7 +171,8 @@ def _pair(
     if missing := [c for c in (columns[0], answer_column) if c not in (None, *row)]:
         raise DataError(f"no column {missing[0]!r}")
     prompt, answer = row[columns[0]], row.get(answer_column)
-    if isinstance(prompt, str) and isinstance(answer, list) and "role" in _columns(answer):
+    is_chat = isinstance(answer, list) and {"role", "content"} <= {*_columns(answer)}
+    if is_chat and isinstance(prompt, str) and not columns[1:]:
         prompt = [{"role": "user", "content": prompt}]
     if answer_column and not isinstance(prompt, list):
         answer, *parts = (_text(row.get(column), notes) for column in (answer_column, *columns))
@@ -223,7 +224,6 @@ def _text(value: object, notes: Counter) -> str:
 
 def chat_to_pair(messages: Sequence[dict] | str, name="the conversation") -> tuple[str, str]:
     """(prompt, answer) of a conversation: all but the last answer in the template, and the answer.
-
     Messages have "role" and "content" (OpenAI; the content may be in parts) or "from" and "value"
     (ShareGPT), or are their JSON text, or one text of Human/Assistant turns. A system message may
     stand first. DataError, with `name` as its subject, for anything else."""
@@ -324,7 +324,8 @@ def _open(source: str, config: str | None, split: str, asked: list) -> tuple[str
     later = [c for k, answer in LAYOUTS.values() if {k[0], answer} <= {*columns} for c in k[1:]]
     for column in filter(None, dict.fromkeys([*later, *asked])):  # each may begin later
         file.seek(0)
-        if column not in columns and any(f'"{column}"'.encode() in line for line in file):
+        lines = (line for line in file if f'"{column}"'.encode() in line)
+        if column not in columns and column in _columns(map(_parse, lines)):
             columns.append(column)
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
@@ -389,7 +390,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     stated = re.match('(?i)"?sep=(.)', head)
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
     names, *rows = re.split("[\r\n]+", re.sub('(?s)"[^"]*"', "", start))  # but for what is quoted
-    first = next(filter(str.strip, rows), names)
+    first = next(filter(None, itertools.takewhile(lambda row: '"' not in row, rows)), names)
     cuts = {m: (min(names.count(m), first.count(m)), names.count(m)) for m in "\x1f\t,;|"}
     mark = stated[1] if stated else max(cuts, key=cuts.get)  # \x1f: cuts nothing
     quoted = rf'(?m){re.escape(mark)} "[^,;|"\s][^"\n]*" *([\t,;|]|\r?$)'  # behind a space

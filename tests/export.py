@@ -1,5 +1,4 @@
 """`make test-export`: an exported adapter answers in llama.cpp and vLLM as before, ties aside.
-
 What was measured is written to data/measured/export.json, which notebook 06 quotes. Not in `make
 test`, since llama.cpp is built from source for it, and vLLM takes 4 GB of disk."""
 

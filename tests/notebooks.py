@@ -65,10 +65,8 @@ def defined(node: ast.stmt) -> set[str]:
 
 
 def load_definitions(number: str, *names: str) -> dict:
-    """Execute the imports and the top-level definitions `names` of a notebook; its namespace.
-
-    What a definition needs must be among the names too. LookupError for a name it does not define.
-    """
+    """Execute the imports and the top-level definitions `names` of a notebook; its namespace. What
+    a definition needs must be among the names too. LookupError for a name it does not define."""
     from helpers import environment, plotting, profiles
 
     path, wanted = notebook(number), set(names)

@@ -1,5 +1,4 @@
 """Write the address of your copy on GitHub into badges, setup cells, citation and links.
-
 `make publish OWNER=account [REPO=name]`, before the copy is pushed; OWNER=OWNER puts the
 placeholder back. Files are changed as text, so that nothing else of a notebook moves."""
 

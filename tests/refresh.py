@@ -1,5 +1,4 @@
 """Execute notebooks and store their outputs: the only way that outputs change.
-
 `python tests/refresh.py [01 05 ...]` runs each from its own folder with the tiny profile. Progress
 bars, log lines (stderr) and run-time metadata are not kept. Two more commands execute nothing:
 `--setup-cell [01 ...]` writes tests/setup_cell.py into the notebooks; `--scrub FILE ...`, a

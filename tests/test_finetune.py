@@ -232,8 +232,9 @@ def test_a_malicious_checkpoint_does_not_run(tiny, tokenizer, encoded, tmp_path)
 
 BAD_OPTIONS = [
     ("--steps 0", 2, "'0' is not a whole number from 1"),
+    ("--seed -1", 2, "'-1' is not a whole number|expected one argument"),
     ("--data=", 1, "DataError: '.' is a folder: name a file"),
-    ("--write-recipe=", 1, "'' is there already: name a new file"),
+    ("--write-recipe README.md", 1, "'README.md' is there already: name a new file"),
     ("--profile nope", 1, "TutorialError: there is no profile 'nope': choose auto or tiny"),
     ("--profile colab-t4", 1, "profile 'colab-t4' needs a GPU and none was found"),
     ("--split test", 2, "are of --data: name it"),

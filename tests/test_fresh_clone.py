@@ -1,5 +1,4 @@
 """Run All on Colab, as far as it can be had without Colab: notebook 05 alone in an empty folder.
-
 Its interpreter sees what this one has, less what Colab lacks, `google.colab` and a recording pip.
 The setup cell clones this repository's HEAD: what is tested is what is committed."""
 

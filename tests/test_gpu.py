@@ -1,5 +1,4 @@
 """`pytest -m gpu` on an NVIDIA GPU measures, asserts, writes data/measured/gpu.json as it goes.
-
 Elsewhere these are skipped, and the same functions run with the tiny Falcon. The 7B runs load
 tiiuae/falcon-7b (14 GB) from the hub, or Falcon-7b's shapes from the folder in QLORA_FALCON_7B."""
 
@@ -146,8 +145,7 @@ print(json.dumps([profile.name, round(time.monotonic() - began), peak]))
 
 
 def run_notebook_05(profile: str, room: int, changes: str) -> list:
-    """[profile, seconds, peak bytes] of the whole notebook in a process of its own, where torch may
-    take `room` bytes; `changes` are added to its form."""
+    """[profile, seconds, peak bytes] of the whole notebook in `room` bytes, its form changed."""
     program = NOTEBOOK.format(room=room, path=str(notebook("05")), changes=changes)
     environment = os.environ | {"QLORA_PROFILE": profile, "MPLBACKEND": "agg"}
     command, folder = [sys.executable, "-c", program], ROOT / "notebooks"

@@ -165,8 +165,7 @@ def test_optimizer_bytes_are_exact(method, optimizer, tmp_path):
 
 
 def assert_peaks(config, method, folder, attention="sdpa", **fields):
-    """Never under the measured peak, at most 25% over it. Gradients of an earlier micro-step are
-    held meanwhile, as accumulation does."""
+    """Never under the measured peak, at most 25% over it; gradients of an earlier step are held."""
     profile, model = ready(config, method, folder, attention, **fields)
     for length in (48, 512, 2048):
         profile = dataclasses.replace(profile, max_length=length, micro_batch=1 + (length < 2048))

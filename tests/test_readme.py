@@ -19,8 +19,7 @@ GPUS = json.loads(MEASURED.read_text()).values()
 
 
 def measured(profile) -> str:
-    """What was measured with a profile, on a GPU the stored bytes, which are counted, and the most
-    that a step added to them in data/measured."""
+    """On a GPU the stored bytes, which are counted, and the most that a step added to it."""
     if not profile.gpu_bytes:
         return "runs in CI"
     runs = [card[profile.name]["full"] for card in GPUS if profile.name in card]
@@ -100,9 +99,10 @@ def test_the_answers_on_four_bits_and_rates_are_what_notebook_07_printed():
     first, *parts = re.split("best +LoRA|minus LoRA at equal rates", printed(notebook("07")))
     best, equal = (re.search(r"\nall.*", part)[0].split() for part in parts)
     text = TEXT.replace(" ± ", "±")
-    other = re.search("best, 1e-4 on base 4 +(.*)", printed(notebook("07")))[1]
+    (other,) = re.findall(r"(?m)^base 4, full 32 0.0001 +(\S+)$", printed(notebook("07")))
     assert f"3e-4, is {equal[1]} points" in text
-    assert f"there, is {best[2]}: undecided (with another rate on one model {other}, b" in text
+    assert f"there, is {best[2]}: undecided (of eight other rates" in text
+    assert f"about as good one makes it {other}, behind" in text
     table = first.split("base 4\n")[1].split("better")[0]  # gains are its last column
     gains = [float(gain) for gain in re.findall(r"([+-][\d.]+)±[\d.]+\n", table)]
     assert f"five setups gained {min(gains):.0f} to {max(gains):.0f} points" in text

@@ -137,17 +137,20 @@ ONE_ROW = {
     "a list": (b"[1]\n", "a list, not an object"),
     "key twice": (b'{"prompt": "a", "prompt": "c", "answer": "b"}\n', "names a column twice"),
     "missing column": (b'{"promt": "a", "answer": "b"}\n', "no column 'prompt'"),
-    "empty prompt": (as_line(prompt=""), "the prompt is empty"),
+    "white space": (as_line(prompt=" \t\u3000"), "the prompt is empty"),
     "null prompt": (as_line(prompt=None), "the prompt is empty"),
     "zero width": (as_line(answer="\u200b\ufeff \u2060"), "the answer is empty"),
     "half a surrogate pair": (as_line("ok \ud800"), "the prompt is not UTF-8"),
     "Latin-1": (as_line("xyz").replace(b"y", b"\xe9"), "the prompt is not UTF-8"),
     "turn in the answer": (as_line(answer="b\nUser: more?"), "User: or Assistant: begins"),
+    "answer begins two": (as_line(answer="Assistant: Assistant: c"), "User: or Assistant: begins"),
     "prompt of the assistant": (as_line("Assistant: c"), "User: or Assistant: begins"),
+    "end token": (as_line("a<|endoftext|>"), r"prompt holds the special token '<\|endoftext\|>'"),
     "special token": (as_line(answer=">>TITLE<<b"), "answer holds the special token '>>TITLE<<'"),
     "chat and answer": (as_line(CHAT), "'prompt' has the roles .*turns alternate"),
     "user, then a chat": (as_line("a", CHAT), r"'prompt' has the roles \['user', 'user'"),
     "unknown role": (as_line([{"role": "bot", "content": "a"}]), r"has the roles \['bot'"),
+    "no role": (as_line([{"content": "a"}]), "no text under 'role' and 'content' in message 1"),
     "not a number": (as_line(answer=float("nan")), "the answer is empty"),
     "image": (as_line([{"role": "user", "content": [{"type": "image_url"}]}]), "in message 1"),
     "tools": (as_line([CHAT[0], CHAT[1] | {"tool_calls": [{}]}]), "has 'tool_calls' .leave it"),
@@ -174,8 +177,9 @@ def test_names_that_are_no_files(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     fails("is a folder: name a file", records.read_records, tmp_path / "folder.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")  # reading it would wait for ever
-    for name in ("gone.csv", tmp_path / "pipe.jsonl", "~/gone.txt"):
-        fails("is not here|is of another kind", records.read_records, name)
+    fails("pipe.jsonl' is of another kind", records.read_records, tmp_path / "pipe.jsonl")
+    for name in ("gone.csv", "~/gone.txt"):
+        fails("is not here", records.read_records, name)
     for name in ("https://example.org/d.jsonl", "hf://datasets/owner/name"):
         fails(f"'{name}' is a web address: download .* as owner/name", records.read_records, name)
     fails("too long|is not here", records.read_records, "x" * 300 + ".csv")
@@ -216,6 +220,9 @@ def test_one_row_and_a_broken_head(read):
     assert pairs(many)[-2:] == [("I", "b"), ("I\nC", "b")]
     text = "\n".join(map(json.dumps, late)).replace("input", "source")
     assert pairs(read("d.jsonl", text, ["instruction", "source"], "output")) == pairs(many)
+    jobs = '[{"role": "CEO"}]'  # no messages
+    assert pairs(read("d.json", f'[{{"prompt": "a", "answer": {jobs}}}]')) == [("a", jobs)]
+    fails("has no 'context' among", read, "d.jsonl", b'{"a": "context"}\n' * 2, "context")
     fails("a file without configs and splits", read, "d.jsonl", GOOD * 2, split="test")
 
 
@@ -242,6 +249,8 @@ def test_csv_rows_are_named_by_their_line(read):
     assert "a quote inside quotes is doubled" in dropped[2].kind
     assert pairs(read("d.csv", "text\n### Human: a, b\tc### Assistant: d\n")) == [("a, b\tc", "d")]
     fails("cannot be read", read, "\udcff.csv", TEXT)  # as names in old archives
+    long = "x, y\n" * 30
+    assert pairs(read("d.csv", f'prompt;answer;a, b\n"{long}";b;c\n')) == [(long, "b")]
 
 
 LAYOUTS = [
@@ -399,8 +408,7 @@ def make_file(generator: random.Random) -> tuple[str, bytes]:
 
 
 def test_generated_files(tmp_path, monkeypatch):
-    """Rows and dropped rows are the same with and without pyarrow; strict reading fails just where
-    a row would be dropped; every sentence is short and names the file."""
+    """With and without pyarrow the same; strict reading fails just where a row would be dropped."""
     generator, outcomes = random.Random(7), {"refused": 0, "all kept": 0, "some dropped": 0}
     for number in range(400):
         name, data = make_file(generator)

@@ -97,7 +97,7 @@ def draw(scores: dict, planned: dict) -> plt.Figure:
     left.grid(axis="x", visible=False)
     left.yaxis.set_major_formatter("{x:.0%}")
     title = "Tiny Falcon: {:.0%} exact,\nthen {:.0%}, {:.0%} if reworded".format(*shares)
-    left.set(title=title, ylabel="unseen messages, one run", ylim=(0, 1.12))
+    left.set(title=title, ylabel="share of messages, one run", ylim=(0, 1.12))
     draw_memory(right, planned)
     figure.legend(ncols=3, loc="outside lower right", columnspacing=1)
     return figure
