@@ -77,7 +77,6 @@ def cut_off(tokenizer, answers: Sequence[str], limit: int) -> int:
 
 def length_grouped_order(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[int]:
     """Indices of `steps` batches of `batch` examples, those of one batch of similar length.
-
     Every epoch is a fresh permutation, cut into pools of 32 batches; a pool is sorted by length and
     its batches are shuffled. What does not fill a last batch begins the next epoch. The order
     depends on the seed alone, so a resumed run sees what an undisturbed one sees."""

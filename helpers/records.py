@@ -171,8 +171,9 @@ def _pair(
     if missing := [c for c in (columns[0], answer_column) if c not in (None, *row)]:
         raise DataError(f"no column {missing[0]!r}")
     prompt, answer = row[columns[0]], row.get(answer_column)
-    is_chat = isinstance(answer, list) and {"role", "content"} <= {*_columns(answer)}
-    if is_chat and isinstance(prompt, str) and not columns[1:]:
+    turns = answer if isinstance(answer, list) and isinstance(prompt, str) else ()
+    roles = {str(turn.get("role")) for turn in turns if isinstance(turn, dict)}
+    if roles and roles <= {"user", "assistant", "system"} and not any(map(row.get, columns[1:])):
         prompt = [{"role": "user", "content": prompt}]
     if answer_column and not isinstance(prompt, list):
         answer, *parts = (_text(row.get(column), notes) for column in (answer_column, *columns))
@@ -325,7 +326,7 @@ def _open(source: str, config: str | None, split: str, asked: list) -> tuple[str
     for column in filter(None, dict.fromkeys([*later, *asked])):  # each may begin later
         file.seek(0)
         lines = (line for line in file if f'"{column}"'.encode() in line)
-        if column not in columns and column in _columns(map(_parse, lines)):
+        if column not in columns and any(column in _columns([row]) for row in map(_parse, lines)):
             columns.append(column)
     return at, columns, lambda *needs: _lines(file, at, *needs)
 
@@ -389,7 +390,7 @@ def _csv(name: str, file: BinaryIO) -> Iterator:
     head = next(filter(str.strip, text), "")
     stated = re.match('(?i)"?sep=(.)', head)
     start = head + "".join(itertools.islice(text, 20))  # a column's name may have line breaks
-    names, *rows = re.split("[\r\n]+", re.sub('(?s)"[^"]*"', "", start))  # but for what is quoted
+    names, *rows = re.split("[\r\n][\r\n ]*", re.sub('(?s)"[^"]*"', "", start))  # unquoted
     first = next(filter(None, itertools.takewhile(lambda row: '"' not in row, rows)), names)
     cuts = {m: (min(names.count(m), first.count(m)), names.count(m)) for m in "\x1f\t,;|"}
     mark = stated[1] if stated else max(cuts, key=cuts.get)  # \x1f: cuts nothing

@@ -101,7 +101,7 @@ def test_the_answers_on_four_bits_and_rates_are_what_notebook_07_printed():
     text = TEXT.replace(" ± ", "±")
     (other,) = re.findall(r"(?m)^base 4, full 32 0.0001 +(\S+)$", printed(notebook("07")))
     assert f"3e-4, is {equal[1]} points" in text
-    assert f"there, is {best[2]}: undecided (of eight other rates" in text
+    assert f"there, is {best[2]}: undecided (of nine other rates" in text
     assert f"about as good one makes it {other}, behind" in text
     table = first.split("base 4\n")[1].split("better")[0]  # gains are its last column
     gains = [float(gain) for gain in re.findall(r"([+-][\d.]+)±[\d.]+\n", table)]

@@ -220,7 +220,7 @@ def test_one_row_and_a_broken_head(read):
     assert pairs(many)[-2:] == [("I", "b"), ("I\nC", "b")]
     text = "\n".join(map(json.dumps, late)).replace("input", "source")
     assert pairs(read("d.jsonl", text, ["instruction", "source"], "output")) == pairs(many)
-    jobs = '[{"role": "CEO"}]'  # no messages
+    jobs = '[{"role": "CEO", "content": "Ann"}]'  # no messages
     assert pairs(read("d.json", f'[{{"prompt": "a", "answer": {jobs}}}]')) == [("a", jobs)]
     fails("has no 'context' among", read, "d.jsonl", b'{"a": "context"}\n' * 2, "context")
     fails("a file without configs and splits", read, "d.jsonl", GOOD * 2, split="test")
@@ -261,7 +261,7 @@ LAYOUTS = [
     ({"text": "Be short.\n\nHuman: a\n\nAssistant: b"}, "Be short.\na", "Human and Assistant"),
     ({"prompt": CHAT[:1], "completion": "b"}, "a", "prompt and completion"),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "a", "prompt and completion"),
-    ({"prompt": "a", "completion": CHAT[1:]}, "a", "prompt and completion"),
+    ({"instruction": "a", "input": "", "output": CHAT[1:]}, "a", "Alpaca"),
     ({"messages": [{"role": "developer", "content": ""}, *CHAT]}, "a", "OpenAI chat"),
     ({"instruction": "", "input": "C", "output": "b"}, "C", "Alpaca"),
     ({"prompt": "User: a\nAssistant:", "answer": "Assistant: b"}, "a", "1 rows .* removed"),
